@@ -10,6 +10,7 @@ has to learn is written as it comes about: the prompt, then ``<think>…</think>
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -51,11 +52,13 @@ class KimiK2:
       thinks: K2-Thinking, whose answers begin with a block of reasoning; False is K2-Instruct.
       identity: system text of a conversation that brings none.
       keep_all_thinking: keep the reasoning of every answer, for training on interleaved thinking.
+      compact_tools: declare tools without spaces between their JSON, as some copies of the template do.
     """
 
     thinks: bool = True
     identity: str = IDENTITY
     keep_all_thinking: bool = False
+    compact_tools: bool = False
 
     special_tokens = (
         *("[BOS]", "[EOS]", "[PAD]", END, USER, ASSISTANT, SYSTEM, MIDDLE),
@@ -71,7 +74,9 @@ class KimiK2:
         check_roles(messages, system_anywhere=True)
         answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and not m.get("tool_calls")]
         if tools:
-            yield from message_of(SYSTEM, "tool_declare", to_json(list(tools)))
+            separators = (",", ":") if self.compact_tools else (", ", ": ")
+            declared = json.dumps(list(tools), ensure_ascii=False, separators=separators)
+            yield from message_of(SYSTEM, "tool_declare", declared)
         if not messages or messages[0]["role"] != "system":
             yield from message_of(SYSTEM, "system", self.identity)
         ids = call_ids(messages)

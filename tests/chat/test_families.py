@@ -331,3 +331,10 @@ def test_kimi_results_without_ids_answer_in_order_and_bare_counters_name_the_onl
     )
     assert CHATS["kimi_k2"].parse(text, [TOOL])["tool_calls"] == [call("f", {}, "0")]
     assert "id '0'" in CHATS["kimi_k2"].parse(text, [TOOL, TOOL])["errors"][0]
+
+
+def test_kimi_may_declare_tools_without_spaces():
+    spaced = CHATS["kimi_k2"].render(LOOP, [TOOL])
+    compact = chat.for_family("kimi_k2", compact_tools=True).render(LOOP, [TOOL])
+    assert compact == spaced.replace(json.dumps([TOOL]), json.dumps([TOOL], separators=(",", ":")))
+    assert compact != spaced
