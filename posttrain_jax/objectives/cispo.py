@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from posttrain_jax.objectives.ratio import log_ratios, statistics
+
 
 def cispo(
     logprobs: Float[Array, "batch length"],
@@ -15,6 +17,8 @@ def cispo(
     *,
     max_ratio: float = 5.0,
     min_ratio: float = 0.0,
+    mask_low: float | None = None,
+    mask_high: float | None = None,
     total: Float[Array, ""] | float | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """loss = -1/N Σ_t sg(clip(ρ_t, min_ratio, max_ratio)) · Â_t · log π(o_t),  ρ_t = π(o_t) / π_old(o_t).
@@ -29,6 +33,9 @@ def cispo(
       max_ratio: cap of ρ in absolute form. The paper writes 1 + ε_high and does not publish the value; 4 to 8 works
         alike (arXiv 2510.13786), 5 is our default.
       min_ratio: floor of ρ; 0 is none, as in the paper's practice.
+      mask_low, mask_high: the unified form (equations 6 and 7): tokens with Â > 0 and ρ > 1 + mask_high, or Â < 0 and
+        ρ < 1 - mask_low, do not count. None masks nothing, which is CISPO; with the weight unclipped and both given it
+        has PPO's gradient.
       total: N, sampled tokens of the whole minibatch; by default those of this mask.
 
     Returns:
@@ -36,15 +43,12 @@ def cispo(
       whose weight was clipped, ``ratio`` the mean ρ. Each is a sum over tokens divided by N.
     """
     total = jnp.maximum(mask.sum(), 1.0) if total is None else total
-    log_ratio = jnp.where(mask > 0, logprobs - old_logprobs, 0.0)
-    ratio = jnp.exp(jax.lax.stop_gradient(log_ratio))
+    log_ratio = jax.lax.stop_gradient(log_ratios(logprobs, old_logprobs, mask))
+    ratio = jnp.exp(log_ratio)
     weight = jnp.clip(ratio, min_ratio, max_ratio)
+    above = (advantages > 0) & (ratio > 1 + mask_high) if mask_high is not None else False
+    below = (advantages < 0) & (ratio < 1 - mask_low) if mask_low is not None else False
+    counted = jnp.where(above | below, 0.0, mask)
 
-    loss = -(weight * advantages * jnp.where(mask > 0, logprobs, 0.0) * mask).sum() / total
-
-    metrics = {
-        "kl": ((ratio - 1 - jax.lax.stop_gradient(log_ratio)) * mask).sum() / total,
-        "clipped": ((ratio != weight) * mask).sum() / total,
-        "ratio": (ratio * mask).sum() / total,
-    }
-    return loss, metrics
+    loss = -(weight * advantages * jnp.where(mask > 0, logprobs, 0.0) * counted).sum() / total
+    return loss, statistics(log_ratio, (ratio != weight) | (counted != mask), mask, total)
