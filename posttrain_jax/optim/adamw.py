@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import jax
 import optax
 
+from posttrain_jax.optim.names import matrices
 
-def warmup_cosine(peak: float, steps: int, warmup_steps: int, final_ratio: float) -> optax.Schedule:
-    """Linear from 0 to ``peak`` over ``warmup_steps``, then half a cosine to ``peak * final_ratio`` at ``steps``."""
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup_steps else peak,
-        peak_value=peak,
-        warmup_steps=warmup_steps,
-        decay_steps=max(steps, warmup_steps + 1),
-        end_value=peak * final_ratio,
-    )
+# Gradients are counted in units of 2^-30. In exact arithmetic that changes nothing; in float32 the square of a gradient
+# of 1e-19 is still a normal number, and so is that of 1e9.
+UNIT = 2.0**30
 
 
 def adamw(
@@ -25,20 +19,24 @@ def adamw(
     epsilon: float = 1e-15,
     weight_decay: float = 0.1,
     clip_norm: float = 1.0,
+    momentum_dtype: str | None = None,
 ) -> optax.GradientTransformation:
     """Clips the global gradient norm, then AdamW; norms and biases (one axis a layer) are not decayed.
 
     Gradients of RL span 1e-18 to 1e-5, most below 1e-14, so the customary epsilon of 1e-8 would drown them.
+
+    Args:
+      learning_rate: a number, or a function of the update's number.
+      beta1, beta2: decay of the first and second moment.
+      epsilon: added to the root of the second moment.
+      weight_decay: decoupled, times the learning rate.
+      clip_norm: largest global norm of a gradient; 0 clips nothing.
+      momentum_dtype: format of the first moment; None is the weights'.
     """
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.adamw(learning_rate, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay, mask=_decayed),
+        optax.scale(UNIT),
+        optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon * UNIT, mu_dtype=momentum_dtype),
+        optax.add_decayed_weights(weight_decay, mask=matrices),
+        optax.scale_by_learning_rate(learning_rate),
     )
-
-
-def _decayed(params):
-    # Paths, not ranks: weights of all layers are stacked, so a norm's scale has two axes.
-    def is_matrix(path, leaf):
-        return leaf.ndim >= 2 and not any("norm" in str(key) or "bias" in str(key) for key in path)
-
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
