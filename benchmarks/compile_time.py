@@ -47,8 +47,9 @@ def compile_seconds(depth: int) -> float:
     from posttrain_jax.models import minimax_m2
     from posttrain_jax.models.decoder import Decoder, abstract
     from posttrain_jax.parallel.mesh import make_mesh
-    from posttrain_jax.run.recipe import Adam
-    from posttrain_jax.stages.sft import make_loss, make_optimizer
+    from posttrain_jax.run.recipe import Pace
+    from posttrain_jax.stages.optimizing import make_optimizing
+    from posttrain_jax.stages.sft import make_loss
     from posttrain_jax.stages.step import abstract_state, make_update
 
     jax.clear_caches()
@@ -56,7 +57,7 @@ def compile_seconds(depth: int) -> float:
     mesh = make_mesh(devices=jax.local_devices()[:1])
     began = time.perf_counter()
     graph, weights = abstract(lambda: Decoder(arch, rngs=nnx.Rngs(0)), mesh)
-    optimizer, _ = make_optimizer(Adam(), 100)
+    optimizer = make_optimizing(Pace(), 100, arch).optimizer
     state = abstract_state(weights, optimizer, mesh)
     update = make_update(optimizer, make_loss(graph), state)
     integers = jax.ShapeDtypeStruct((2, 4, 256), jnp.int32)

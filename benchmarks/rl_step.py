@@ -139,6 +139,7 @@ def our_steps(recipe, chat, split, steps: int):
     from posttrain_jax.data import tasks
     from posttrain_jax.parallel.mesh import make_mesh
     from posttrain_jax.stages import experience, rl
+    from posttrain_jax.stages.optimizing import make_optimizing
     from posttrain_jax.stages.setup import make_engine
     from posttrain_jax.stages.step import fresh_state
 
@@ -149,17 +150,18 @@ def our_steps(recipe, chat, split, steps: int):
         trajectory = judge(problem, prompt, completion, message, **settings)
         return dataclasses.replace(trajectory, reward=float(completion.tokens.mean()))
 
-    optimizer, _ = rl.make_optimizer(recipe.rl.optimizer, steps * recipe.rl.minibatches)
+    optimizing = make_optimizing(recipe.rl.optimizer, steps * recipe.rl.minibatches, recipe.model)
     with mock.patch.object(experience, "judge", judged):
         yield from rl.train(
             dataclasses.replace(recipe.rl, steps=steps),
-            recipe.router,
+            optimizing,
             recipe.tasks,
             graph,
-            fresh_state(weights, optimizer, mesh),
+            fresh_state(weights, optimizing.optimizer, mesh),
             make_engine(recipe, chat, stop_tokens=()),
             chat,
             InOrder(recipe.tasks.names or tasks.TASKS),
+            None,
             mesh,
             key=jax.random.key(recipe.seed),
             start=0,

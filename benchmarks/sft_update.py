@@ -74,9 +74,9 @@ def compare(size: str, options) -> dict:
         hf.save(model, folder)
         start = nnx.to_pure_dict(nnx.state(model))
         best, trials = reference.fastest(
-            folder, lambda model: Torch(model, sft).update(draw[0]), reference.EXPERTS_IN_TRAINING
+            folder, lambda model: Torch(model, sft, recipe.optimizer).update(draw[0]), reference.EXPERTS_IN_TRAINING
         )
-        theirs = Torch(reference.load(folder, *best), sft)
+        theirs = Torch(reference.load(folder, *best), sft, recipe.optimizer)
         ours = Ours(recipe, model)
 
         losses = []
@@ -121,10 +121,11 @@ class Ours:
 
         from posttrain_jax.parallel.mesh import make_mesh
         from posttrain_jax.stages import sft
+        from posttrain_jax.stages.optimizing import make_optimizing
         from posttrain_jax.stages.step import fresh_state, make_update
 
         graph, weights = nnx.split(model)
-        optimizer, _ = sft.make_optimizer(recipe.sft.optimizer, recipe.sft.steps)
+        optimizer = make_optimizing(recipe.sft.optimizer, recipe.sft.steps, recipe.model).optimizer
         self.cut = (recipe.sft.rows // recipe.sft.microbatch_rows, recipe.sft.microbatch_rows, recipe.sft.length)
         self.mesh = make_mesh(devices=jax.devices()[:1])
         self.state = fresh_state(weights, optimizer, self.mesh)
@@ -152,16 +153,16 @@ class Ours:
 class Torch:
     """The loop one writes around a transformers model."""
 
-    def __init__(self, model, settings):
+    def __init__(self, model, settings, optimizer):
         import torch
 
-        adam, named = settings.optimizer, list(model.named_parameters())
+        pace, adam, named = settings.optimizer, optimizer, list(model.named_parameters())
         kept = [p for name, p in named if "norm" in name or p.ndim < 2]
         decayed = [p for name, p in named if not ("norm" in name or p.ndim < 2)]
         self.model, self.settings = model.train(), settings
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": adam.weight_decay}, {"params": kept, "weight_decay": 0.0}],
-            lr=adam.learning_rate,
+            [{"params": decayed, "weight_decay": pace.weight_decay}, {"params": kept, "weight_decay": 0.0}],
+            lr=pace.learning_rate,
             betas=(adam.beta1, adam.beta2),
             eps=adam.epsilon,
             fused=True,

@@ -48,11 +48,11 @@ class Turns(TrainerCallback):
 
 def arguments(recipe, folder: Path, steps: int) -> GRPOConfig:
     """The recipe's settings in TRL's words."""
-    rl, adam = recipe.rl, recipe.rl.optimizer
+    rl, pace, adam = recipe.rl, recipe.rl.optimizer, recipe.optimizer
     return GRPOConfig(
         output_dir=str(folder / "trl"),
         loss_type="cispo",
-        epsilon_high=rl.max_ratio,
+        epsilon_high=rl.objective.cispo.max_ratio,
         beta=0.0,
         router_aux_loss_coef=0.0,
         scale_rewards="group",
@@ -66,13 +66,13 @@ def arguments(recipe, folder: Path, steps: int) -> GRPOConfig:
         temperature=rl.sampling.temperature,
         top_p=rl.sampling.top_p,
         top_k=rl.sampling.top_k,
-        learning_rate=adam.learning_rate,
+        learning_rate=pace.learning_rate,
         lr_scheduler_type="constant",
         adam_beta1=adam.beta1,
         adam_beta2=adam.beta2,
         adam_epsilon=adam.epsilon,
-        weight_decay=adam.weight_decay,
-        max_grad_norm=adam.clip_norm,
+        weight_decay=pace.weight_decay,
+        max_grad_norm=pace.clip_norm,
         optim="adamw_torch_fused",
         gradient_checkpointing=False,
         bf16=False,

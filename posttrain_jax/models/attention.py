@@ -50,10 +50,11 @@ class GroupedQueryAttention(nnx.Module):
         rotation: Rotation,
         segment_ids: Int[Array, "batch length"],
         layer: Int[Array, ""] | int,
-    ) -> Float[Array, "batch length hidden"]:
-        """Attention inside the segments of packed rows; ``layer`` makes no difference here."""
+    ) -> tuple[Float[Array, "batch length hidden"], Float[Array, " heads"]]:
+        """Attention inside the segments of packed rows, and each head's largest logit; ``layer`` does not matter."""
         q, k, v = self._project(x, rotation)
-        return self._out(segment_attention(q, k, v, segment_ids, scale=score_scale(self.arch)))
+        mixed, peaks = segment_attention(q, k, v, segment_ids, scale=score_scale(self.arch))
+        return self._out(mixed), peaks
 
     def empty_cache(self, batch: int, length: int, dtype: str) -> Cache:
         """No keys and no values, for ``length`` positions; keys lie with positions last, as scores do."""

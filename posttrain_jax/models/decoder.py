@@ -12,8 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from posttrain_jax.models.architecture import Architecture
-from posttrain_jax.models.layer import Layer
-from posttrain_jax.models.moe import Routing
+from posttrain_jax.models.layer import Layer, Seen
 from posttrain_jax.models.mtp import NextToken
 from posttrain_jax.models.parts import constant, parameter, rms_norm
 from posttrain_jax.models.rope import rotation
@@ -86,28 +85,28 @@ class Decoder(nnx.Module):
         segment_ids: Int[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch length hidden"]:
         """What leaves the last layer, before the final norm (`normed`)."""
-        return self.watched_trunk(tokens, positions, segment_ids, lambda routing: ())[0]
+        return self.watched_trunk(tokens, positions, segment_ids, lambda seen: ())[0]
 
     def watched_trunk(
         self,
         tokens: Int[Array, "batch length"],
         positions: Int[Array, "batch length"] | None,
         segment_ids: Int[Array, "batch length"] | None,
-        watch: Callable[[Routing], Any],
+        watch: Callable[[Seen], Any],
     ) -> tuple[Float[Array, "batch length hidden"], list[Any]]:
-        """`trunk`, and what ``watch`` makes of the routing of each layer with experts.
+        """`trunk`, and what ``watch`` makes of what is to be seen of each layer.
 
         Returns:
           With ``scan``, what was seen is held as the weights are: for each stack, for each position of its pattern, all
-          repeats together (None for dense layers); without, a value for each layer.
+          repeats together; without, a value for each layer.
         """
         positions, segment_ids = _placed(tokens, positions, segment_ids)
         x, turned = self._embed(tokens), rotation(self.arch, positions)
         seen: list[Any] = []
         if not self.scan:
             for i, layer in enumerate(self.layers):
-                x, routing = layer(x, turned, segment_ids, i)
-                seen.append(routing and watch(routing))
+                x, here = layer(x, turned, segment_ids, i)
+                seen.append(watch(here))
             return x, seen
         for stack, layers in zip(self.arch.stacks, self.stacks, strict=True):
             graph, weights = nnx.split(layers)
@@ -117,8 +116,8 @@ class Decoder(nnx.Module):
                 weights, number = repeat
                 saw = []
                 for position, layer in enumerate(nnx.merge(graph, weights)):
-                    x, routing = layer(x, turned, segment_ids, first + number * period + position)
-                    saw.append(routing and watch(routing))
+                    x, here = layer(x, turned, segment_ids, first + number * period + position)
+                    saw.append(watch(here))
                 return x, saw
 
             step = jax.checkpoint(step) if self.remat else step

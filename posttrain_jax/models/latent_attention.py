@@ -49,8 +49,8 @@ class LatentAttention(nnx.Module):
         rotation: Rotation,
         segment_ids: Int[Array, "batch length"],
         layer: Int[Array, ""] | int,
-    ) -> Float[Array, "batch length hidden"]:
-        """Attention inside the segments of packed rows; ``layer`` makes no difference here."""
+    ) -> tuple[Float[Array, "batch length hidden"], Float[Array, " heads"]]:
+        """Attention inside the segments of packed rows, and each head's largest logit; ``layer`` does not matter."""
         plain_q, turned_q = self._queries(x, rotation)
         latent, turned_k = self._latents(x, rotation)
         expanded = linear(latent, self.kv[...]).reshape(*x.shape[:2], self.arch.heads, -1)
@@ -58,7 +58,8 @@ class LatentAttention(nnx.Module):
         turned_k = jnp.broadcast_to(turned_k[:, :, None], turned_q.shape)
         q = jnp.concatenate([plain_q, turned_q], axis=-1)
         k = jnp.concatenate([plain_k, turned_k], axis=-1)
-        return self._out(segment_attention(q, k, v, segment_ids, scale=score_scale(self.arch)))
+        mixed, peaks = segment_attention(q, k, v, segment_ids, scale=score_scale(self.arch))
+        return self._out(mixed), peaks
 
     def empty_cache(self, batch: int, length: int, dtype: str) -> dict[str, Any]:
         """No tokens, for ``length`` positions of ``kv_rank + rotary_dim`` numbers each."""

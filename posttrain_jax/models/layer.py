@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -17,6 +17,18 @@ from posttrain_jax.models.lightning import LightningAttention
 from posttrain_jax.models.moe import MixtureOfExperts, Routing
 from posttrain_jax.models.parts import constant, rms_norm
 from posttrain_jax.models.rope import Rotation
+
+
+class Seen(NamedTuple):
+    """What a layer did with a batch, beside its output.
+
+    Attributes:
+      routing: where the tokens of its experts went; None for a dense layer.
+      peaks: the largest attention logit of each head, padding left out; None without softmax attention.
+    """
+
+    routing: Routing | None
+    peaks: Float[Array, " heads"] | None
 
 
 class Layer(nnx.Module):
@@ -43,10 +55,10 @@ class Layer(nnx.Module):
         rotation: Rotation,
         segment_ids: Int[Array, "batch length"],
         layer: Int[Array, ""] | int,
-    ) -> tuple[Float[Array, "batch length hidden"], Routing | None]:
-        """The layer over packed rows, and where its experts' tokens went; ``layer`` is its number in the model."""
-        x, _, routing = self._around(x, lambda normed: (self.attention(normed, rotation, segment_ids, layer), None))
-        return x, routing
+    ) -> tuple[Float[Array, "batch length hidden"], Seen]:
+        """The layer over packed rows, and what is to be seen of it; ``layer`` is its number in the model."""
+        x, peaks, routing = self._around(x, lambda normed: self.attention(normed, rotation, segment_ids, layer))
+        return x, Seen(routing, peaks)
 
     def extend(
         self,

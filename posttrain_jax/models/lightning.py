@@ -42,10 +42,10 @@ class LightningAttention(nnx.Module):
         rotation: Rotation,
         segment_ids: Int[Array, "batch length"],
         layer: Int[Array, ""] | int,
-    ) -> Float[Array, "batch length hidden"]:
-        """Attention inside the segments of packed rows, decaying as ``layer`` does."""
+    ) -> tuple[Float[Array, "batch length hidden"], None]:
+        """Attention inside the segments of packed rows, decaying as ``layer`` does; there are no logits to tell of."""
         mixed, _ = lightning_attention(*self._project(x), self._log_decay(layer), segment_ids=segment_ids)
-        return self._out(x, mixed)
+        return self._out(x, mixed), None
 
     def empty_cache(self, batch: int, length: int, dtype: str) -> dict[str, Any]:
         """The state before any token; it takes no room for positions."""

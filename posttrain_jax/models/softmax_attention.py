@@ -16,8 +16,11 @@ def segment_attention(
     scale: float,
     shortest_stretch: int = 64,
     query_block: int = 512,
-) -> Float[Array, "batch length heads value_dim"]:
+) -> tuple[Float[Array, "batch length heads value_dim"], Float[Array, " heads"]]:
     """Causal attention inside each segment of a packed row: softmax(scale · q·kᵀ) v over keys j ≤ i of the segment.
+
+    Also returns the largest scale · q·kᵀ that each head saw in any segment but 0, which is padding: what QK-Clip needs,
+    and the softmax has found anyway. It has no gradient.
 
     A row is cut into at most four stretches, none shorter than ``shortest_stretch`` (where the cutting costs more than
     it saves); the queries of one meet only the keys up to its end: up to three eighths less work. Long stretches are
@@ -25,13 +28,14 @@ def segment_attention(
     """
     batch, length, heads, _ = q.shape
     q, k, v = _grouped(q * scale, k.shape[2]), k.swapaxes(1, 2), v.swapaxes(1, 2)
-    mixed, index = [], jnp.broadcast_to(jnp.arange(length), (batch, length))
+    pieces, index = [], jnp.broadcast_to(jnp.arange(length), (batch, length))
     stretch = max(-(-length // 4), shortest_stretch)
     for start in range(0, length, stretch):
         here, seen = slice(start, start + stretch), slice(0, start + stretch)
         queries = q[:, :, :, here], segment_ids[:, here], index[:, here]
-        mixed.append(_in_blocks(*queries, k[:, :, seen], v[:, :, seen], segment_ids[:, seen], query_block))
-    return _ungrouped(jnp.concatenate(mixed, axis=3))
+        pieces.append(_in_blocks(*queries, k[:, :, seen], v[:, :, seen], segment_ids[:, seen], query_block))
+    mixed, peaks = zip(*pieces, strict=True)
+    return _ungrouped(jnp.concatenate(mixed, axis=3)), jnp.stack(peaks).max(axis=0).reshape(-1)
 
 
 def cached_attention(
@@ -54,7 +58,7 @@ def cached_attention(
     one = jnp.ones(positions.shape, jnp.int32)
     everywhere = jnp.ones((q.shape[0], length), jnp.int32)
     queries = _grouped(q * scale, kv_heads), one, positions
-    return _ungrouped(_in_blocks(*queries, keys.swapaxes(2, 3), values, everywhere, query_block))
+    return _ungrouped(_in_blocks(*queries, keys.swapaxes(2, 3), values, everywhere, query_block)[0])
 
 
 def _grouped(q, kv_heads):
@@ -78,9 +82,9 @@ def _in_blocks(q, q_segment, q_index, k, v, k_segment, query_block):
         return jnp.moveaxis(x.reshape(*x.shape[:axis], blocks, query_block, *x.shape[axis + 1 :]), axis, 0)
 
     pieces = (cut(q, 3), cut(q_segment, 1), cut(q_index, 1))
-    mixed = jax.lax.map(lambda piece: _attend(piece[0], k, v, piece[1], k_segment, piece[2]), pieces)
+    mixed, peaks = jax.lax.map(lambda piece: _attend(piece[0], k, v, piece[1], k_segment, piece[2]), pieces)
     mixed = jnp.moveaxis(mixed, 0, 3)
-    return mixed.reshape(*mixed.shape[:3], blocks * query_block, -1)[:, :, :, :queries]
+    return mixed.reshape(*mixed.shape[:3], blocks * query_block, -1)[:, :, :, :queries], peaks.max(axis=0)
 
 
 # The products below keep the batch and key/value head in front and the queries of a group in one long axis, the layout
@@ -114,10 +118,12 @@ def _attend_forward(q, k, v, q_segment, k_segment, q_index):
     normaliser = weights.sum(axis=-1, keepdims=True)
     mixed = (_product(weights.astype(v.dtype), v, 3, 2) / normaliser).astype(q.dtype)
     saved = (q, k, v, q_segment, k_segment, q_index, largest + jnp.log(normaliser), mixed)
-    return mixed.reshape(*q.shape[:-1], v.shape[-1]), saved
+    told = jnp.where(q_segment[:, None, None] > 0, jax.lax.stop_gradient(largest).reshape(q.shape[:-1]), -jnp.inf)
+    return (mixed.reshape(*q.shape[:-1], v.shape[-1]), told.max(axis=(0, 3))), saved
 
 
-def _attend_backward(saved, gradient):
+def _attend_backward(saved, gradients):
+    gradient, _ = gradients
     q, k, v, q_segment, k_segment, q_index, logsumexp, mixed = saved
     gradient = gradient.reshape(mixed.shape)
     flat_q = q.reshape(*mixed.shape[:-1], q.shape[-1])

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def generalised_advantages(
     rewards: Float[Array, "batch length"],
     values: Float[Array, "batch length"],
     mask: Float[Array, "batch length"],
+    segment_ids: Int[Array, "batch length"] | None = None,
     *,
     discount: float = 1.0,
     trace: float = 0.95,
 ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
     """``(Â, returns)``: Â_t = δ_t + γλ Â_{t+1},  δ_t = r_t + γ V_{t+1} - V_t,  returns = Â + V.
 
-    Schulman et al. 2015 (arXiv 1506.02438, equation 16). One trajectory a row. Tokens that the policy did not write
+    Schulman et al. 2015 (arXiv 1506.02438, equation 16). Tokens that the policy did not write
     (mask 0: prompts, tool results, padding) are stepped over: t + 1 is the next token that it wrote, rewards in between
     belong to the token before them, and behind the last one V is 0.
 
@@ -25,20 +26,24 @@ def generalised_advantages(
       rewards: received at each token.
       values: V before each token.
       mask: 1 on the policy's tokens.
+      segment_ids: which trajectory of a packed row a token belongs to; without, a row is one trajectory.
       discount: γ.
       trace: λ.
     """
 
     def step(carry, now):
-        advantage, value, waiting = carry
-        reward, v, written = now
+        *carry, behind = carry
+        reward, v, written, segment = now
+        advantage, value, waiting = (jnp.where(segment == behind, x, 0.0) for x in carry)
         new = reward + waiting + discount * value - v + discount * trace * advantage
         advantage, value = jnp.where(written > 0, new, advantage), jnp.where(written > 0, v, value)
         waiting = jnp.where(written > 0, 0.0, waiting + reward)
-        return (advantage, value, waiting), jnp.where(written > 0, new, 0.0)
+        return (advantage, value, waiting, segment), jnp.where(written > 0, new, 0.0)
 
     none = jnp.zeros_like(values[:, 0])
-    _, advantages = jax.lax.scan(step, (none, none, none), (rewards.T, values.T, mask.T), reverse=True)
+    ids = jnp.ones(values.shape, jnp.int32) if segment_ids is None else segment_ids
+    start, along = (none, none, none, ids[:, -1]), (rewards.T, values.T, mask.T, ids.T)
+    _, advantages = jax.lax.scan(step, start, along, reverse=True)
     return advantages.T, jnp.where(mask > 0, advantages.T + values, 0.0)
 
 

@@ -57,7 +57,9 @@ def scale_by_muon(
         moved = jax.tree.map(lambda m, g: momentum * m.astype(g.dtype) + g, state.momentum, updates)
         ahead = jax.tree.map(lambda m, g: momentum * m + g, moved, updates) if nesterov else moved
         flat, form = jax.tree_util.tree_flatten_with_path(ahead)
-        found = orthogonalise_all([x for _, x in flat], [places.get(path) for path, _ in flat], steps=steps, dtype=dtype)
+        found = orthogonalise_all(
+            [x for _, x in flat], [places.get(path) for path, _ in flat], steps=steps, dtype=dtype
+        )
         scaled = [update_rms * math.sqrt(max(x.shape[-2:])) * x for x in found]
         kept = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state.momentum)
         return jax.tree.unflatten(form, scaled), MuonState(kept)

@@ -126,16 +126,18 @@ class Checkpointer:
         """The newest good step; None when none was ever saved. Damaged ones are renamed ``<step>.damaged`` and said.
 
         Args:
-          abstract_arrays: the tree that was saved, of `jax.ShapeDtypeStruct` with the shardings to load to.
+          abstract_arrays: the tree that was saved, of `jax.ShapeDtypeStruct` with the shardings to load to; or a
+            function from the progress saved with it to that tree.
 
         Raises:
           UserError: an array's name, dtype or shape is not what was saved, or there are only damaged steps.
         """
-        wanted, structure = _named(abstract_arrays)
         for step in self._sound_steps():
+            progress = self._progress(step)
+            wanted, structure = _named(abstract_arrays(progress) if callable(abstract_arrays) else abstract_arrays)
             arrays, problem = self._load(step, wanted, whole=True)
             if problem is None:
-                return Restored(step, jax.tree.unflatten(structure, arrays), self._progress(step))
+                return Restored(step, jax.tree.unflatten(structure, arrays), progress)
             self._set_aside(step, problem)
         return self._nothing()
 

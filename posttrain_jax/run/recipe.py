@@ -45,17 +45,42 @@ class Tasks:
 
 
 @dataclasses.dataclass(frozen=True)
-class Adam:
-    """AdamW with warm-up and cosine decay (MiniMax-M1 section 3: betas .9/.95, epsilon 1e-15)."""
+class Optimizer:
+    """The algorithm that moves the weights in every stage; rate, decay and clipping are each stage's own."""
+
+    name: str = setting(
+        "adamw",
+        "adamw, or muon for hidden matrices (adamw for the rest), or muonclip: muon with QK-Clip",
+        choices=("adamw", "muon", "muonclip"),
+    )
+    beta1: float = setting(0.9, "AdamW: decay of the first moment", minimum=0.0, maximum=1.0)
+    beta2: float = setting(0.95, "AdamW: decay of the second moment", minimum=0.0, maximum=1.0)
+    epsilon: float = setting(1e-15, "AdamW: added to the root of the second moment", minimum=0.0)
+    momentum: float = setting(0.95, "Muon: decay of the sum of gradients", minimum=0.0, maximum=1.0)
+    nesterov: bool = setting(True, "Muon: look one step of momentum ahead")
+    update_rms: float = setting(0.2, "Muon: root mean square of an update, before the learning rate", minimum=0.0)
+    newton_schulz_steps: int = setting(5, "Muon: iterations of the orthogonalisation", minimum=1)
+    newton_schulz_dtype: str = setting("float32", "Muon: format of its products", choices=("float32", "bfloat16"))
+    qk_clip_threshold: float = setting(100.0, "MuonClip: largest attention logit a head may have", minimum=0.0)
+    momentum_dtype: str = setting(
+        "", "format of the first moment; empty is the weights'", choices=("", "float32", "bfloat16")
+    )
+    master_weights: bool = setting(False, "float32 copies of the weights that precision.params keeps in bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How fast a stage learns."""
 
     learning_rate: float = setting(1e-3, "peak learning rate", minimum=0.0)
-    warmup_steps: int = setting(20, "steps of linear warm-up from zero", minimum=0)
+    schedule: str = setting("cosine", "path of the rate after warm-up", choices=("constant", "cosine", "wsd"))
+    warmup_steps: int = setting(20, "updates of linear warm-up from zero", minimum=0)
     final_ratio: float = setting(0.1, "learning rate at the end, as a part of the peak", minimum=0.0, maximum=1.0)
-    beta1: float = setting(0.9, "decay of the first moment", minimum=0.0, maximum=1.0)
-    beta2: float = setting(0.95, "decay of the second moment", minimum=0.0, maximum=1.0)
-    epsilon: float = setting(1e-15, "added to the root of the second moment", minimum=0.0)
+    decay_share: float = setting(
+        0.2, "part of the updates over which a wsd schedule falls at the end", minimum=0.0, maximum=1.0
+    )
     weight_decay: float = setting(0.1, "decoupled weight decay of matrices", minimum=0.0)
-    clip_norm: float = setting(1.0, "largest global norm of a gradient", minimum=0.0)
+    clip_norm: float = setting(1.0, "largest global norm of a gradient; 0 is none", minimum=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +106,7 @@ class SFT:
     length: int = setting(256, "tokens in a packed row", minimum=8)
     mtp_weight: float = setting(0.1, "weight of multi-token prediction in the loss, where a model has it", minimum=0.0)
     on_too_long: str = setting("error", "a sample longer than a row: 'error' or 'skip'", choices=("error", "skip"))
-    optimizer: Adam = dataclasses.field(default_factory=Adam)
+    optimizer: Pace = dataclasses.field(default_factory=Pace)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +131,118 @@ class Rollout:
     draft: bool = setting(False, "speculative decoding by the layer of multi-token prediction, where a model has one")
 
 
+OBJECTIVES = (
+    *("cispo", "grpo", "dapo", "dr_grpo", "gspo", "ppo", "reinforce", "rloo"),
+    *("k2", "k1_5", "k2_5"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cispo:
+    """MiniMax-M1's: the importance weight is capped, and every token keeps its gradient."""
+
+    max_ratio: float = setting(5.0, "cap of the importance weight, in absolute form", minimum=1.0)
+    min_ratio: float = setting(0.0, "floor of the importance weight; 0 is none, as published", minimum=0.0)
+    epsilon_high: float = setting(0.0, "cap in the paper's form 1 + epsilon; 0 leaves max_ratio", minimum=0.0)
+    mask_low: float = setting(0.0, "tokens with A < 0 and a ratio below 1 - this do not count; 0 is off", minimum=0.0)
+    mask_high: float = setting(0.0, "tokens with A > 0 and a ratio above 1 + this do not count; 0 is off", minimum=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """How far a token's ratio may leave 1 before its gradient stops."""
+
+    low: float = setting(0.2, "below 1", minimum=0.0)
+    high: float = setting(0.2, "above 1", minimum=0.0)
+    dual: float = setting(0.0, "with A < 0, largest ratio that still counts; 0 is no bound", minimum=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipHigher:
+    """DAPO's: more room above 1 than below."""
+
+    low: float = setting(0.2, "below 1", minimum=0.0)
+    high: float = setting(0.28, "above 1", minimum=0.0)
+    dual: float = setting(0.0, "with A < 0, largest ratio that still counts; 0 is no bound", minimum=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gspo:
+    """How far a whole response's ratio (the geometric mean of its tokens') may leave 1."""
+
+    low: float = setting(3e-4, "below 1", minimum=0.0)
+    high: float = setting(4e-4, "above 1", minimum=0.0)
+    per_token: bool = setting(False, "GSPO-token, whose advantages may differ within a response")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ppo:
+    """The clipped surrogate with a critic that reads the policy's hidden states, and generalised advantages."""
+
+    low: float = setting(0.2, "how far below 1 a token's ratio still counts", minimum=0.0)
+    high: float = setting(0.2, "how far above", minimum=0.0)
+    discount: float = setting(1.0, "of later rewards", minimum=0.0, maximum=1.0)
+    trace: float = setting(0.95, "lambda of generalised advantages", minimum=0.0, maximum=1.0)
+    value_clip: float = setting(0.2, "how far a value may move in a step", minimum=0.0)
+    value_weight: float = setting(0.5, "weight of the critic's loss", minimum=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kimi:
+    """Moonshot's regularisation towards the policy that sampled; its strength is not published."""
+
+    tau: float = setting(0.1, "strength, on the log-ratio of a whole response", minimum=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class KimiTokens:
+    """Kimi K2.5's: token by token; none of its numbers is published."""
+
+    low: float = setting(-0.5, "log-ratio below which a token has no gradient", maximum=0.0)
+    high: float = setting(0.5, "log-ratio above which a token has no gradient", minimum=0.0)
+    tau: float = setting(0.1, "strength of regularisation, on a token's log-ratio", minimum=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a policy update maximises. Each name has a section of its own, where it has anything to set."""
+
+    name: str = setting("cispo", "the objective", choices=OBJECTIVES)
+    advantages: str = setting(
+        "",
+        "centred rewards over the deviation of their group or the batch, or as they are (centred), or against the"
+        " others (leave_one_out); empty is the objective's own",
+        choices=("", "group", "batch", "centred", "leave_one_out"),
+    )
+    aggregation: str = setting(
+        "",
+        "from tokens to one loss; empty is the objective's own",
+        choices=("", "token_mean", "sequence_mean", "sequence_sum", "prompt_mean"),
+    )
+    kl_weight: float = setting(0.0, "weight of the divergence from the weights RL began with; 0 is off", minimum=0.0)
+    kl_estimate: str = setting("k3", "how it is estimated from single tokens", choices=("k1", "k2", "k3"))
+    ptx_weight: float = setting(0.0, "weight of the SFT data's likelihood (Kimi K2); 0 is off", minimum=0.0)
+    ptx_rows: int = setting(8, "rows of SFT data in an update", minimum=1)
+    sampler_cap: float = setting(
+        0.0, "truncated importance sampling: cap of trainer's over sampler's probability; 0 is off", minimum=0.0
+    )
+    drift_mask: float = setting(
+        0.0, "leave out responses with A < 0 that drifted by more nats a token; 0 is off", minimum=0.0
+    )
+    cispo: Cispo = dataclasses.field(default_factory=Cispo)
+    grpo: Clip = dataclasses.field(default_factory=Clip)
+    dapo: ClipHigher = dataclasses.field(default_factory=ClipHigher)
+    dr_grpo: Clip = dataclasses.field(default_factory=Clip)
+    gspo: Gspo = dataclasses.field(default_factory=Gspo)
+    ppo: Ppo = dataclasses.field(default_factory=Ppo)
+    k2: Kimi = dataclasses.field(default_factory=Kimi)
+    k1_5: Kimi = dataclasses.field(default_factory=Kimi)
+    k2_5: KimiTokens = dataclasses.field(default_factory=KimiTokens)
+
+
 @dataclasses.dataclass(frozen=True)
 class RL:
-    """Reinforcement learning from verifiable rewards with CISPO (MiniMax-M1 section 3.1)."""
+    """Reinforcement learning from verifiable rewards."""
 
     steps: int = setting(100, "rollout batches, each followed by its optimiser updates", minimum=0)
     prompts: int = setting(32, "groups with reward variance trained on in a step", minimum=1)
@@ -117,11 +251,13 @@ class RL:
     minibatches: int = setting(2, "off-policy updates on one rollout batch", minimum=1)
     length: int = setting(256, "tokens in a packed training row", minimum=8)
     microbatch_rows: int = setting(8, "rows in one forward and backward pass", minimum=1)
-    max_ratio: float = setting(5.0, "cap of the importance weight (epsilon_high in its absolute form)", minimum=1.0)
-    min_ratio: float = setting(0.0, "floor of the importance weight; 0 is none, as published", minimum=0.0)
+    objective: Objective = dataclasses.field(default_factory=Objective)
     format_reward: float = setting(0.1, "reward of a well-formed but wrong answer", minimum=0.0)
     overlong_buffer: int = setting(16, "tokens before the limit over which the length penalty grows", minimum=0)
     overlong_penalty: float = setting(0.5, "penalty at the length limit", minimum=0.0)
+    length_reward: float = setting(0.0, "weight of Kimi K1.5's reward of short answers; 0 is off", minimum=0.0)
+    budgets: tuple = setting((), "most tokens of an answer, task by task: 'gcd=32', 'aiw=64' (Kimi K2)")
+    budget_penalty: float = setting(0.5, "penalty of an answer that its budget cuts off", minimum=0.0)
     repetition_window: int = setting(
         48, "stop after this many tokens in a row above the threshold; 0 is off", minimum=0
     )
@@ -130,7 +266,7 @@ class RL:
     )
     promote_at: float = setting(0.8, "curriculum: pass rate at which a task moves up a level", minimum=0.0, maximum=1.0)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
-    optimizer: Adam = dataclasses.field(default_factory=Adam)
+    optimizer: Pace = dataclasses.field(default_factory=Pace)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +305,7 @@ class Recipe:
     model: Architecture = dataclasses.field(default_factory=Architecture)
     precision: Precision = dataclasses.field(default_factory=Precision)
     mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     router: Router = dataclasses.field(default_factory=Router)
     tasks: Tasks = dataclasses.field(default_factory=Tasks)
     sft: SFT = dataclasses.field(default_factory=SFT)
@@ -207,14 +344,23 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
-    """Size of one checkpoint: the weights and the two moments of AdamW, all in ``precision.params``."""
-    return 3 * BYTES[recipe.precision.params] * recipe.model.parameters
+    """Size of one checkpoint: the weights, float32 copies if kept, and the optimiser's moments.
+
+    AdamW has two moments of every weight, Muon one of hidden matrices.
+    """
+    model, optimizer = recipe.model, recipe.optimizer
+    weights, one = model.parameters, BYTES[recipe.precision.params]
+    masters = 4 if optimizer.master_weights and one < 4 else 0
+    first = BYTES[optimizer.momentum_dtype] if optimizer.momentum_dtype else masters or one
+    second = weights if optimizer.name == "adamw" else 2 * model.vocab * model.hidden
+    return weights * (one + masters + first) + second * (masters or one)
 
 
 def training_bytes(recipe: Recipe) -> int:
     """Memory that training takes over all devices: a checkpoint's arrays, gradients as large as the weights, and half
     as much again for activations and key/value caches."""
-    return 4 * BYTES[recipe.precision.params] * recipe.model.parameters * 3 // 2
+    gradients = BYTES[recipe.precision.params] * recipe.model.parameters
+    return (checkpoint_bytes(recipe) + gradients) * 3 // 2
 
 
 def _size(count: float) -> str:

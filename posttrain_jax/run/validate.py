@@ -201,10 +201,11 @@ def _rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             f"config.rl.overlong_buffer={rl.overlong_buffer}: more than"
             f" config.rollout.max_response={rollout.max_response}",
         )
-    if rl.min_ratio > rl.max_ratio:
+    cispo = rl.objective.cispo
+    if cispo.min_ratio > cispo.max_ratio:
         yield (
-            ("rl.min_ratio", "rl.max_ratio"),
-            f"config.rl.min_ratio={rl.min_ratio}: above config.rl.max_ratio={rl.max_ratio}",
+            ("rl.objective.cispo.min_ratio", "rl.objective.cispo.max_ratio"),
+            f"config.rl.objective.cispo.min_ratio={cispo.min_ratio}: above max_ratio={cispo.max_ratio} beside it",
         )
     if rl.minibatches > rl.prompts:
         yield (
@@ -229,6 +230,17 @@ def _name_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         lists.append(("tasks.names", recipe.tasks.names, TASKS))
     if not recipe.stages:
         yield ("stages",), f"config.stages=(): nothing to do; name one or both of {', '.join(STAGES)}"
+    budgets = [budget.partition("=") for budget in recipe.rl.budgets]
+    for task, _, tokens in budgets:
+        if not tokens.isdecimal() or int(tokens) < 1:
+            yield (
+                ("rl.budgets",),
+                f"config.rl.budgets: {task}={tokens!r} is no budget; an example is gcd=32",
+            )
+    if budgets:
+        from posttrain_jax.data.tasks import TASKS
+
+        lists.append(("rl.budgets", tuple(task for task, _, _ in budgets), TASKS))
     for key, names, known in lists:
         for name in dict.fromkeys(names):
             if name not in known:

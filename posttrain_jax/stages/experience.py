@@ -13,7 +13,7 @@ from posttrain_jax.data import tasks
 from posttrain_jax.data.curriculum import Curriculum
 from posttrain_jax.data.tasks import Problem
 from posttrain_jax.errors import UserError
-from posttrain_jax.rewards.shaping import overlong_penalty
+from posttrain_jax.rewards.shaping import length_rewards, overlong_penalty
 from posttrain_jax.rewards.verifier import Verdict, verify
 from posttrain_jax.rollout.engine import Completion, Engine
 from posttrain_jax.run.recipe import RL, Tasks
@@ -70,15 +70,25 @@ def judge(
     return Trajectory(problem, prompt, completion, message, verdict, verdict.reward)
 
 
-def shaped(trajectory: Trajectory, settings: RL, longest: int) -> Trajectory:
-    """The trajectory with the overlong penalty in its reward; ``longest`` is the limit of a response in tokens."""
-    penalty = overlong_penalty(
-        len(trajectory.completion.tokens),
-        limit=longest,
-        buffer=settings.overlong_buffer,
-        penalty=settings.overlong_penalty,
-    )
-    return dataclasses.replace(trajectory, reward=trajectory.reward + penalty)
+def within(budget: int | None, completion: Completion) -> Completion:
+    """The response, cut off where its budget of tokens ends, if it has one (Kimi K2, arXiv 2507.20534, section 3.2.3)."""
+    if budget is None or len(completion.tokens) <= budget:
+        return completion
+    return Completion(completion.tokens[:budget], completion.logprobs[:budget], "budget")
+
+
+def shaped(group: list[Trajectory], settings: RL, longest: int) -> list[Trajectory]:
+    """The answers to one prompt with what their lengths do to their rewards; ``longest`` tokens is their limit."""
+    lengths = [len(t.completion.tokens) for t in group]
+    extra = [
+        overlong_penalty(length, limit=longest, buffer=settings.overlong_buffer, penalty=settings.overlong_penalty)
+        - settings.budget_penalty * (t.completion.finish == "budget")
+        for t, length in zip(group, lengths, strict=True)
+    ]
+    if settings.length_reward:
+        short = length_rewards(lengths, [t.verdict.correct for t in group])
+        extra = [e + settings.length_reward * s for e, s in zip(extra, short, strict=True)]
+    return [dataclasses.replace(t, reward=t.reward + e) for t, e in zip(group, extra, strict=True)]
 
 
 def collect(
@@ -100,6 +110,7 @@ def collect(
       UserError: prompt after prompt is longer than the engine takes.
     """
     limits = engine.limits
+    budgets = {task: int(tokens) for task, _, tokens in (budget.partition("=") for budget in settings.budgets)}
     groups: list[list[Trajectory]] = []
     everything: list[Trajectory] = []
     rounds = 0
@@ -129,10 +140,11 @@ def collect(
         )
         rounds += 1
         for problem, prompt, completions in zip(problems, prompts, answers, strict=True):
+            completions = [within(budgets.get(problem.task), c) for c in completions]
             judged = [
                 judge(problem, prompt, c, answered(chat, c), format_reward=settings.format_reward) for c in completions
             ]
-            group = [shaped(trajectory, settings, limits.max_response) for trajectory in judged]
+            group = shaped(judged, settings, limits.max_response)
             everything += group
             curriculum.observe(problem.task, problem.level, sum(t.verdict.correct for t in group), len(group))
             if len({t.reward for t in group}) > 1:
@@ -149,7 +161,7 @@ def statistics(experience: Experience) -> dict[str, float]:
         "pass_rate": float(np.mean([t.verdict.correct for t in everything])),
         "well_formed": float(np.mean([t.verdict.well_formed for t in everything])),
         "response_length": float(lengths.mean()),
-        "cut_off": float(np.mean([t.completion.finish == "length" for t in everything])),
+        "cut_off": float(np.mean([t.completion.finish in ("length", "budget") for t in everything])),
         "repeating": float(np.mean([t.completion.finish == "repetition" for t in everything])),
         "level": float(np.mean([t.problem.level for t in everything])),
         "groups": float(len(experience.groups)),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from posttrain_jax.data.packing import FirstFit
 from posttrain_jax.run.recipe import RL
 from posttrain_jax.stages.experience import Trajectory
+
+FLOATS = ("mask", "weights", "old_logprobs", "advantages", "rewards")
 
 
 def capacity(settings: RL, longest: int) -> int:
@@ -17,20 +21,27 @@ def capacity(settings: RL, longest: int) -> int:
 
 
 def pack(
-    responses: list[tuple[Trajectory, float]], *, rows: int, length: int, capacity: int
+    responses: list[tuple[Trajectory, float]],
+    weights: Sequence[float] | None = None,
+    *,
+    rows: int,
+    length: int,
+    capacity: int,
 ) -> tuple[int, dict[str, np.ndarray]]:
-    """Lays responses with their advantages first-fit into rows.
+    """Lays responses with their advantages first-fit into rows; ``weights`` say what a token of each counts, or 1.
 
     Returns:
       How many microbatches are filled, and ``[capacity, rows, length]`` arrays: ``tokens``, ``targets`` (the next
       token), ``positions`` and ``segment_ids`` (0 is padding), ``mask`` (1 where the target was sampled), and there
-      ``old_logprobs`` and ``advantages``.
+      ``old_logprobs``, ``advantages`` and ``weights``, and the reward where a response ends (``rewards``).
     """
     shape = (capacity * rows, length)
     integers = {name: np.zeros(shape, np.int32) for name in ("tokens", "targets", "positions", "segment_ids")}
-    floats = {name: np.zeros(shape, np.float32) for name in ("mask", "old_logprobs", "advantages")}
+    floats = {
+        name: np.zeros(shape, np.float32) for name in ("mask", "weights", "old_logprobs", "advantages", "rewards")
+    }
     fit = FirstFit(length)
-    for trajectory, advantage in responses:
+    for (trajectory, advantage), weight in zip(responses, weights or [1.0] * len(responses), strict=True):
         prompt, completion = trajectory.prompt, trajectory.completion
         whole = np.concatenate([prompt, completion.tokens])
         place = fit.place(len(whole) - 1)
@@ -42,7 +53,30 @@ def pack(
         integers["positions"][row, here] = np.arange(len(whole) - 1)
         integers["segment_ids"][row, here] = segment
         floats["mask"][row, sampled] = 1
+        floats["weights"][row, sampled] = weight
+        floats["rewards"][row, here.stop - 1] = trajectory.reward
         floats["old_logprobs"][row, sampled] = completion.logprobs
         floats["advantages"][row, sampled] = advantage
     cut = {name: array.reshape(capacity, rows, length) for name, array in (integers | floats).items()}
     return -(-len(fit) // rows), cut
+
+
+def add_ptx(filled: int, batch: dict[str, np.ndarray], sft: dict[str, np.ndarray]) -> tuple[int, dict[str, np.ndarray]]:
+    """Puts rows of SFT data behind the filled microbatches of `pack`, which must have room for them.
+
+    They are no part of the objective (their mask is 0). ``ptx`` weighs their trained tokens, 1 in all.
+
+    Args:
+      filled: microbatches that hold responses.
+      batch: from `pack`.
+      sft: ``[rows, length]`` arrays as `data.pipeline` yields them.
+    """
+    capacity, rows, length = batch["mask"].shape
+    count = -(-len(sft["mask"]) // rows)
+    spare = count * rows - len(sft["mask"])
+    batch = {**batch, "ptx": np.zeros((capacity, rows, length), np.float32)}
+    moved = {name: sft[name] for name in ("tokens", "targets", "positions", "segment_ids")}
+    moved["ptx"] = sft["mask"].astype(np.float32) / max(float(sft["mask"].sum()), 1.0)
+    for name, array in moved.items():
+        batch[name][filled : filled + count] = np.pad(array, ((0, spare), (0, 0))).reshape(count, rows, length)
+    return filled + count, batch

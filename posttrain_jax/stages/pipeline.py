@@ -30,10 +30,12 @@ from posttrain_jax.run.recipe import Recipe
 from posttrain_jax.run.screen import Screen
 from posttrain_jax.run.stop import EXIT_STOPPED, StopSignal
 from posttrain_jax.stages import rl, sft
+from posttrain_jax.stages.critic import split_critic, with_critic
 from posttrain_jax.stages.evaluation import Score, evaluate
 from posttrain_jax.stages.experience import sample
+from posttrain_jax.stages.optimizing import Optimizing, make_optimizing
 from posttrain_jax.stages.setup import make_chat, make_engine, make_model
-from posttrain_jax.stages.step import Step, TrainState, abstract_state, fresh_state
+from posttrain_jax.stages.step import Step, TrainState, abstract_state, fresh_state, layout
 from posttrain_jax.stages.trained import newest_weights
 
 
@@ -87,7 +89,7 @@ class Run:
         self.mesh = make_mesh(**dataclasses.asdict(recipe.mesh))
         self.chat = make_chat(recipe)
         self.source = sources.open(  # before anything is computed: a broken line is told at once
-            recipe.sft.data if "sft" in recipe.stages else "tasks",
+            recipe.sft.data if "sft" in recipe.stages or recipe.rl.objective.ptx_weight else "tasks",
             names=recipe.tasks.names or tasks.TASKS,
             max_level=recipe.tasks.max_level,
             system=recipe.tasks.system,
@@ -104,7 +106,7 @@ class Run:
         self.progress, self.restored = self._resume()
         self.recorder = Recorder(workdir, resume=self.progress.offsets)
         if self.restored is not None:
-            self.weights: Any = self.restored.weights
+            self.weights: Any = split_critic(self.restored.weights)[0]
         elif recipe.weights:
             self.weights = newest_weights(Path(recipe.weights), self.abstract_weights, screen.warn, cast=True).arrays
         else:
@@ -120,35 +122,47 @@ class Run:
         for stage in recipe.stages:
             if stage in progress.heldout:
                 continue
-            state = self._train(stage)
-            score = self._evaluate(stage, state.weights)
-            self.weights, self.restored = state.weights, None
+            self.weights, _ = split_critic(self._train(stage).weights)
+            self.restored = None
+            score = self._evaluate(stage, self.weights)
         if score is None:
             score = self._score(self.weights)
         self._summarise(score)
 
     def _resume(self) -> tuple[Progress, TrainState | None]:
-        optimizer, _ = self._optimizer(self.recipe.stages[0])  # every stage's state has the same form
-        restored = self.checkpointer.restore(abstract_state(self.abstract_weights, optimizer, self.mesh))
+        restored = self.checkpointer.restore(lambda saved: abstract_state(*self._parts(saved["stage"])))
         if restored is None:
             return Progress(), None
         progress = Progress(**restored.progress)
         self.screen.say(f"resumed at {progress.stage} step {progress.step}: checkpoint {restored.step} verified")
         return progress, restored.arrays
 
-    def _optimizer(self, stage: str):
-        if stage == "sft":
-            return sft.make_optimizer(self.recipe.sft.optimizer, self.recipe.sft.steps, self.recipe.router)
-        return sft.make_optimizer(
-            self.recipe.rl.optimizer, self.recipe.rl.steps * self.recipe.rl.minibatches, self.recipe.router
+    def _optimizing(self, stage: str) -> Optimizing:
+        recipe = self.recipe
+        pace, updates = recipe.sft.optimizer, recipe.sft.steps
+        if stage == "rl":
+            pace, updates = recipe.rl.optimizer, recipe.rl.steps * recipe.rl.minibatches
+        where = layout(self.abstract_weights)
+        return make_optimizing(
+            pace, updates, recipe.model, algorithm=recipe.optimizer, router=recipe.router, shardings=where
         )
+
+    def _parts(self, stage: str, weights: Any = None) -> tuple:
+        """What a stage's state is made of: weights (abstract ones if none are given), optimizer, mesh, reference."""
+        policy = self.abstract_weights if weights is None else weights
+        objective, trained, reference = self.recipe.rl.objective, policy, None
+        if stage == "rl" and objective.name == "ppo":
+            trained = jax.eval_shape(with_critic, policy) if weights is None else with_critic(policy)
+        if stage == "rl" and objective.kl_weight:
+            reference = policy
+        return trained, self._optimizing(stage).optimizer, self.mesh, reference
 
     def _train(self, stage: str) -> TrainState:
         progress = self.progress
         if self.restored is not None and progress.stage == stage:
             state = self.restored
         else:
-            state = fresh_state(self.weights, self._optimizer(stage)[0], self.mesh)
+            state = fresh_state(*self._parts(stage, self.weights))
             progress.stage, progress.step, progress.cursor = stage, 0, {}
         self.weights = self.restored = None
         steps, total = self._steps(stage, state)
@@ -156,17 +170,14 @@ class Run:
 
     def _steps(self, stage: str, state: TrainState) -> tuple[Iterator[Step], int]:
         recipe, cursor, start = self.recipe, self.progress.cursor, self.progress.step
+        optimizing = self._optimizing(stage)
         if stage == "sft":
-            batches = data.batches(
-                self.source,
-                self.chat,
-                rows=recipe.sft.rows,
-                length=recipe.sft.length,
-                seed=recipe.seed,
-                on_too_long=recipe.sft.on_too_long,
-                state=cursor.get("data"),
-            )
-            return sft.train(recipe.sft, recipe.router, self.graph, state, batches, self.mesh, start), recipe.sft.steps
+            batches = self._sft_data(recipe.sft.rows, recipe.sft.length, recipe.sft.on_too_long, cursor.get("data"))
+            return sft.train(recipe.sft, optimizing, self.graph, state, batches, self.mesh, start), recipe.sft.steps
+        objective = recipe.rl.objective
+        sft_data = None
+        if objective.ptx_weight:
+            sft_data = self._sft_data(objective.ptx_rows, recipe.rl.length, "skip", cursor.get("sft_data"))
         curriculum = Curriculum(
             recipe.tasks.names or tasks.TASKS, recipe.tasks.max_level, recipe.rl.promote_at, recipe.seed
         )
@@ -174,13 +185,14 @@ class Run:
             curriculum.restore(cursor["curriculum"])
         steps = rl.train(
             recipe.rl,
-            recipe.router,
+            optimizing,
             recipe.tasks,
             self.graph,
             state,
             self.engine,
             self.chat,
             curriculum,
+            sft_data,
             self.mesh,
             key=jax.random.fold_in(jax.random.key(recipe.seed), 1),
             start=start,
@@ -188,6 +200,12 @@ class Run:
             samples_per_step=recipe.run.samples_per_step,
         )
         return steps, recipe.rl.steps
+
+    def _sft_data(self, rows: int, length: int, on_too_long: str, state: Any) -> data.Batches:
+        seed = self.recipe.seed
+        return data.batches(
+            self.source, self.chat, rows=rows, length=length, seed=seed, on_too_long=on_too_long, state=state
+        )
 
     def _follow(self, stage: str, steps: Iterator[Step], total: int, state: TrainState) -> TrainState:
         """Works through a stage's steps, logging each, and saving when it is time to or when asked to stop.

@@ -10,57 +10,37 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from posttrain_jax.chat.format import Chat
 from posttrain_jax.data.curriculum import Curriculum
-from posttrain_jax.objectives.advantages import group_advantages
-from posttrain_jax.objectives.cispo import cispo
-from posttrain_jax.objectives.logprobs import token_logprobs
+from posttrain_jax.data.pipeline import Batches
+from posttrain_jax.objectives.advantages import group_advantages, leave_one_out
+from posttrain_jax.objectives.aggregation import token_weights
 from posttrain_jax.parallel import mesh as meshes
 from posttrain_jax.rollout.engine import Engine
-from posttrain_jax.run.recipe import RL, Router, Tasks
+from posttrain_jax.run.recipe import RL, Tasks
+from posttrain_jax.stages.critic import split_critic
 from posttrain_jax.stages.experience import Trajectory, collect, sample, statistics
-from posttrain_jax.stages.packing import capacity, pack
-from posttrain_jax.stages.routing import UNTOUCHED, steer, trunk_and_balance
-from posttrain_jax.stages.sft import make_optimizer
-from posttrain_jax.stages.step import Batch, Loss, Step, TrainState, make_update
+from posttrain_jax.stages.hindsight import make_hindsight
+from posttrain_jax.stages.optimizing import Optimizing
+from posttrain_jax.stages.packing import add_ptx, capacity, pack
+from posttrain_jax.stages.policy import advantages_and_aggregation, make_loss
+from posttrain_jax.stages.step import Step, TrainState, make_update
 
-
-def make_loss(graph: nnx.GraphDef, settings: RL, router: Router = UNTOUCHED) -> Loss:
-    """CISPO over the sampled tokens of a minibatch."""
-
-    def loss(weights: nnx.State, batch: Batch, total):
-        model = nnx.merge(graph, weights)
-        trunk, balance, routed = trunk_and_balance(model, batch, total, router)
-        logprobs, entropy = token_logprobs(
-            model.normed(trunk), model.head[...], batch["targets"], temperature=settings.sampling.temperature
-        )
-        value, metrics = cispo(
-            logprobs,
-            batch["old_logprobs"],
-            batch["advantages"],
-            batch["mask"],
-            max_ratio=settings.max_ratio,
-            min_ratio=settings.min_ratio,
-            total=total,
-        )
-        difference = abs(jax.lax.stop_gradient(logprobs) - batch["old_logprobs"])
-        metrics["entropy"] = (entropy * batch["mask"]).sum() / total
-        metrics["mismatch"] = (difference * batch["mask"]).sum() / total
-        return value + balance, {**metrics, **routed}
-
-    return loss
+Minibatch = list[list[tuple[Trajectory, float]]]  # its groups, each response with its advantage
 
 
 def train(
     settings: RL,
-    router: Router,
+    optimizing: Optimizing,
     questions: Tasks,
     graph: nnx.GraphDef,
     state: TrainState,
     engine: Engine,
     chat: Chat,
     curriculum: Curriculum,
+    sft_data: Batches | None,
     mesh: Mesh,
     key: jax.Array,
     start: int,
@@ -69,63 +49,101 @@ def train(
 ) -> Iterator[Step]:
     """Yields after every step from ``start`` + 1 to ``settings.steps``.
 
-    A step's randomness is ``fold_in(key, step)``; with the weights, the curriculum and ``draws`` (both in the cursor)
-    that fixes everything it does. The metric ``mismatch`` is the mean |log π_trainer - log π_sampler| before the first
-    update: what the two implementations of one model disagree by.
+    A step's randomness is ``fold_in(key, step)``; with the weights, the curriculum, ``draws`` and the position in the
+    SFT data (all in the cursor) that fixes everything it does. The metric ``mismatch`` is the mean
+    |log π_trainer - log π_sampler| before the first update: what the two implementations of one model disagree by.
     """
-    optimizer, schedule = make_optimizer(settings.optimizer, settings.steps * settings.minibatches, router)
-    update = make_update(optimizer, make_loss(graph, settings, router), state, partial(steer, settings=router))
-    advantages_of = jax.jit(partial(group_advantages, groups=settings.prompts + 1))
+    update = make_update(optimizing.optimizer, make_loss(graph, settings, optimizing.watch), state, optimizing.after)
+    hindsight = make_hindsight(graph, settings)
+    prepare = Preparation(settings, engine.limits.positions, engine.limits.max_response, mesh)
     for number in range(start + 1, settings.steps + 1):
-        weights = engine.load(state.weights)
+        weights = engine.load(split_critic(state.weights)[0])
         step_key = jax.random.fold_in(key, number)
         experience = collect(settings, questions, engine, weights, chat, curriculum, step_key, draws)
         draws = experience.draws
         metrics: dict[str, Any] = statistics(experience)
-        batch = None
-        updates = []
-        for minibatch in _minibatches(experience.groups, settings, advantages_of):
-            filled, rows = pack(
-                minibatch,
-                rows=settings.microbatch_rows,
-                length=settings.length,
-                capacity=capacity(settings, engine.limits.positions),
-            )
-            batch = meshes.put_batch(rows, mesh, batch_axis=1)
+        batches = (prepare(minibatch, sft_data) for minibatch in prepare.minibatches(experience.groups))
+        if hindsight:  # by the weights that sampled, so before the first update
+            batches = [(n, hindsight(state.weights, state.reference, batch, n)) for n, batch in batches]
+        batch, updates = None, []
+        for filled, batch in batches:
             state, numbers = update(state, batch, filled)
             updates.append(numbers)
         metrics.update(_summarise(updates))
-        metrics["learning_rate"] = schedule((number - 1) * settings.minibatches)
+        metrics["learning_rate"] = optimizing.schedule((number - 1) * settings.minibatches)
+        cursor = {"draws": draws, "curriculum": curriculum.state()}
         yield Step(
             number,
             state,
             metrics,
             tokens=sum(len(t.prompt) + len(t.completion.tokens) for t in experience.everything),
-            cursor={"draws": draws, "curriculum": curriculum.state()},
+            cursor=cursor | ({"sft_data": sft_data.state()} if sft_data else {}),
             samples=[sample(chat, "rl", number, group[0]) for group in experience.groups[:samples_per_step]],
             batch=batch,
         )
 
 
-def _minibatches(groups: list[list[Trajectory]], settings: RL, advantages_of) -> list[list[tuple[Trajectory, float]]]:
-    """Deals whole groups out to the minibatches, each response with its advantage."""
-    rewards = np.zeros(settings.prompts * settings.group_size, np.float32)
-    ids = np.full(len(rewards), settings.prompts, np.int32)
-    flat = [trajectory for group in groups for trajectory in group]
-    rewards[: len(flat)] = [trajectory.reward for trajectory in flat]
-    ids[: len(flat)] = np.repeat(np.arange(len(groups)), settings.group_size)
-    paired = list(zip(flat, np.asarray(advantages_of(rewards, ids)).tolist(), strict=False))
-    deals: list[list[tuple[Trajectory, float]]] = [[] for _ in range(settings.minibatches)]
-    for i in range(len(groups)):
-        deals[i % settings.minibatches] += paired[i * settings.group_size : (i + 1) * settings.group_size]
-    return [deal for deal in deals if deal]
+class Preparation:
+    """From judged groups to the batches of a step's updates."""
+
+    def __init__(self, settings: RL, longest: int, longest_response: int, mesh: Mesh):
+        self.settings, self.mesh = settings, mesh
+        self.room = capacity(settings, longest)
+        self.ptx_room = -(-settings.objective.ptx_rows // settings.microbatch_rows)
+        advantages, aggregation = advantages_and_aggregation(settings.objective)
+        self._advantages = jax.jit(partial(_advantages, kind=advantages, groups=settings.prompts + 1))
+        self._weights = jax.jit(
+            partial(token_weights, mode=aggregation, prompts=settings.prompts + 1, constant=float(longest_response))
+        )
+
+    def minibatches(self, groups: list[list[Trajectory]]) -> list[Minibatch]:
+        """Deals whole groups out to the minibatches, each response with its advantage."""
+        numbers, ids = self._ragged([[t.reward for t in group] for group in groups], np.float32)
+        advantages = iter(np.asarray(self._advantages(numbers, ids)).tolist())
+        paired = [[(trajectory, next(advantages)) for trajectory in group] for group in groups]
+        deals = [paired[i :: self.settings.minibatches] for i in range(self.settings.minibatches)]
+        return [deal for deal in deals if deal]
+
+    def __call__(self, minibatch: Minibatch, sft_data: Batches | None) -> tuple[int, dict[str, Array]]:
+        """Filled microbatches, and the minibatch on the mesh; rows of the SFT data behind it, if there are any."""
+        lengths, ids = self._ragged([[len(t.completion.tokens) for t, _ in group] for group in minibatch], np.int32)
+        responses = [pair for group in minibatch for pair in group]
+        filled, rows = pack(
+            responses,
+            np.asarray(self._weights(lengths, ids))[: len(responses)].tolist(),
+            rows=self.settings.microbatch_rows,
+            length=self.settings.length,
+            capacity=self.room + (self.ptx_room if sft_data else 0),
+        )
+        if sft_data:
+            filled, rows = add_ptx(filled, rows, next(sft_data))
+        return filled, meshes.put_batch(rows, self.mesh, batch_axis=1)
+
+    def _ragged(self, groups: list[list], dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the responses and the groups they belong to, always in arrays of one size."""
+        flat = [number for group in groups for number in group]
+        numbers = np.zeros(self.settings.prompts * self.settings.group_size, dtype)
+        ids = np.full(len(numbers), self.settings.prompts, np.int32)
+        numbers[: len(flat)] = flat
+        ids[: len(flat)] = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+        return numbers, ids
+
+
+def _advantages(
+    rewards: Float[Array, " responses"], ids: Int[Array, " responses"], *, kind: str, groups: int
+) -> Float[Array, " responses"]:
+    if kind == "leave_one_out":
+        return leave_one_out(rewards, ids, groups=groups)
+    scale = {"group": "group", "batch": "batch", "centred": "none"}[kind]
+    return group_advantages(rewards, ids, groups=groups, scale=scale)
 
 
 def _summarise(updates: list[dict]) -> dict:
     """Means over a step's updates; the mismatch is that of the first, whose weights are the sampler's own."""
     if not updates:
         return {}
-    names = ("loss", "kl", "clipped", "ratio", "entropy", "grad_norm", "balance_loss", "imbalance")
-    numbers = {name: sum(u[name] for u in updates) / len(updates) for name in names if name in updates[0]}
-    counts = {name: updates[-1][name] for name in ("skipped", "bad_in_a_row")}
-    return {**numbers, "mismatch": updates[0]["mismatch"], **counts}
+    first, last = updates[0], updates[-1]
+    counts = {name: last[name] for name in ("skipped", "bad_in_a_row")}
+    names = first.keys() - counts.keys() - {"tokens", "mismatch"}
+    means = {name: sum(u[name] for u in updates) / len(updates) for name in sorted(names)}
+    return {**means, "mismatch": first["mismatch"], **counts}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -15,31 +13,14 @@ from posttrain_jax.data.pipeline import Batches
 from posttrain_jax.objectives.likelihood import negative_log_likelihood
 from posttrain_jax.objectives.logprobs import token_logprobs
 from posttrain_jax.objectives.multi_token import further_targets
-from posttrain_jax.optim.adamw import adamw, warmup_cosine
-from posttrain_jax.optim.freeze import freeze
 from posttrain_jax.parallel import mesh as meshes
-from posttrain_jax.run.recipe import SFT, Adam, Router
-from posttrain_jax.stages.routing import UNTOUCHED, is_router, steer, trunk_and_balance
+from posttrain_jax.run.recipe import SFT
+from posttrain_jax.stages.observing import NOTHING, Watch, watched_trunk
+from posttrain_jax.stages.optimizing import Optimizing
 from posttrain_jax.stages.step import Batch, Loss, Step, TrainState, make_update
 
 
-def make_optimizer(
-    settings: Adam, steps: int, router: Router = UNTOUCHED
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW with warm-up and cosine decay over ``steps`` updates, and its schedule; frozen routers stay."""
-    schedule = warmup_cosine(settings.learning_rate, steps, settings.warmup_steps, settings.final_ratio)
-    optimizer = adamw(
-        schedule,
-        beta1=settings.beta1,
-        beta2=settings.beta2,
-        epsilon=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
-    )
-    return freeze(optimizer, is_router) if router.freeze else optimizer, schedule
-
-
-def make_loss(graph: nnx.GraphDef, mtp_weight: float = 0.0, router: Router = UNTOUCHED) -> Loss:
+def make_loss(graph: nnx.GraphDef, mtp_weight: float = 0.0, watch: Watch = NOTHING) -> Loss:
     """Mean negative log-likelihood of the assistant's tokens over the global batch.
 
     A model with a layer of multi-token prediction adds ``mtp_weight`` times the same of the tokens one further, also
@@ -49,7 +30,7 @@ def make_loss(graph: nnx.GraphDef, mtp_weight: float = 0.0, router: Router = UNT
     def loss(weights: nnx.State, batch: Batch, total):
         model = nnx.merge(graph, weights)
         where = batch["positions"], batch["segment_ids"]
-        trunk, balance, metrics = trunk_and_balance(model, batch, total, router)
+        trunk, balance, metrics = watched_trunk(model, batch, total, watch)
         logprobs, _ = token_logprobs(model.normed(trunk), model.head[...], batch["targets"])
         value = negative_log_likelihood(logprobs, batch["mask"], total=total) + balance
         if not (model.arch.mtp_layers and mtp_weight):
@@ -64,7 +45,7 @@ def make_loss(graph: nnx.GraphDef, mtp_weight: float = 0.0, router: Router = UNT
 
 def train(
     settings: SFT,
-    router: Router,
+    optimizing: Optimizing,
     graph: nnx.GraphDef,
     state: TrainState,
     batches: Batches,
@@ -75,9 +56,8 @@ def train(
 
     ``batches`` yields ``[rows, length]`` arrays and knows its own position: ``batches.state()`` is part of the cursor.
     """
-    optimizer, schedule = make_optimizer(settings.optimizer, settings.steps, router)
-    loss = make_loss(graph, settings.mtp_weight, router)
-    update = make_update(optimizer, loss, state, partial(steer, settings=router))
+    loss = make_loss(graph, settings.mtp_weight, optimizing.watch)
+    update = make_update(optimizing.optimizer, loss, state, optimizing.after)
     count = settings.rows // settings.microbatch_rows
     for number in range(start + 1, settings.steps + 1):
         rows = next(batches)
@@ -85,5 +65,5 @@ def train(
         batch = jax.tree.map(lambda x: x.reshape(count, settings.microbatch_rows, *x.shape[1:]), rows)
         batch = meshes.put_batch(batch, mesh, batch_axis=1)
         state, metrics = update(state, batch, count)
-        numbers = {**metrics, "learning_rate": schedule(number - 1)}
+        numbers = {**metrics, "learning_rate": optimizing.schedule(number - 1)}
         yield Step(number, state, numbers, tokens, {"data": batches.state()}, batch=batch)

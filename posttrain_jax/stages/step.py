@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from posttrain_jax.parallel import mesh as meshes
 
 Batch = dict[str, Array]
+MAX_LOGITS = "max_logits"  # a loss's metric for QK-Clip: the largest of all microbatches counts, not the sum
 # (weights, microbatch, total) -> (loss, metrics): each already divided by total, so microbatches add up
 Loss = Callable[[nnx.State, Batch, Float[Array, ""]], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
 
@@ -30,6 +31,7 @@ class TrainState:
     optimizer: Any
     bad_in_a_row: Int[Array, ""]
     skipped: Int[Array, ""]
+    reference: nnx.State | None = None  # weights that stay as they were
 
 
 @dataclasses.dataclass
@@ -55,22 +57,33 @@ class Step:
     batch: Batch | None = None
 
 
-def fresh_state(weights: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def fresh_state(
+    weights: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh, reference: nnx.State | None = None
+) -> TrainState:
     """A state whose optimiser has seen nothing; its moments lie where their weights lie."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(weights, optimizer, mesh))
-    return jax.jit(partial(_fresh, optimizer), out_shardings=shardings)(weights)
+    where = layout(abstract_state(weights, optimizer, mesh, reference))
+    return jax.jit(partial(_fresh, optimizer), out_shardings=where)(weights, reference)
 
 
-def _fresh(optimizer: optax.GradientTransformation, weights: nnx.State) -> TrainState:
-    return TrainState(weights, optimizer.init(weights), jnp.int32(0), jnp.int32(0))
+def layout(tree: Any) -> Any:
+    """Where each array of a tree lies."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def abstract_state(weights: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def _fresh(optimizer: optax.GradientTransformation, weights: nnx.State, reference: nnx.State | None) -> TrainState:
+    return TrainState(weights, optimizer.init(weights), jnp.int32(0), jnp.int32(0), reference)
+
+
+def abstract_state(
+    weights: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh, reference: nnx.State | None = None
+) -> TrainState:
     """`fresh_state` as shapes with shardings; ``weights`` may be abstract too."""
 
     def place(leaf):
         if isinstance(leaf, nnx.Variable):
             value = leaf.get_value()
+            if not hasattr(value, "shape"):  # optax's mark for a weight that is another optimizer's
+                return leaf
             where = meshes.sharding(leaf.logical_axes, value.shape, mesh)
             return leaf.replace(jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=where))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=meshes.replicated(mesh))
@@ -78,7 +91,7 @@ def abstract_state(weights: nnx.State, optimizer: optax.GradientTransformation, 
     def is_variable(x):
         return isinstance(x, nnx.Variable)
 
-    return jax.tree.map(place, jax.eval_shape(partial(_fresh, optimizer), weights), is_leaf=is_variable)
+    return jax.tree.map(place, jax.eval_shape(partial(_fresh, optimizer), weights, reference), is_leaf=is_variable)
 
 
 def make_update(
@@ -94,6 +107,7 @@ def make_update(
     never compiles again. A step whose loss or gradient is not finite leaves weights and optimiser as they were and is
     counted in the state. ``after`` has the last word on the new weights and on what the metrics tell.
     """
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def update(state: TrainState, batch: Batch, microbatches):
         total = jnp.maximum(batch["mask"].sum(), 1.0)
@@ -108,27 +122,41 @@ def make_update(
 
         def add(index, carry):
             done, microbatch = carry
-            return jax.tree.map(jnp.add, done, run(microbatch)), cut(index + 1)
+            return _gather(done, run(microbatch)), cut(index + 1)
 
         # The microbatch is carried, not cut where it is used: XLA would cut anew inside every fused loop that reads it.
-        zeros = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(run, cut(0)))
-        grads, metrics = jax.lax.fori_loop(0, microbatches, add, (zeros, cut(0)))[0]
+        grads, metrics = jax.lax.fori_loop(0, microbatches, add, (_nothing(jax.eval_shape(run, cut(0))), cut(0)))[0]
 
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
-        changes, moments = optimizer.update(grads, state.optimizer, state.weights)
+        extra = {MAX_LOGITS: metrics[MAX_LOGITS]} if MAX_LOGITS in metrics else {}
+        changes, moments = optimizer.update(grads, state.optimizer, state.weights, **extra)
         weights, metrics = after(cast(nnx.State, optax.apply_updates(state.weights, changes)), metrics)
         state = TrainState(
             weights=_choose(finite, weights, state.weights),
             optimizer=_choose(finite, moments, state.optimizer),
             bad_in_a_row=jnp.where(finite, 0, state.bad_in_a_row + 1),
             skipped=state.skipped + ~finite,
+            reference=state.reference,
         )
         counts = {"skipped": state.skipped, "bad_in_a_row": state.bad_in_a_row}
         return state, {**metrics, "grad_norm": norm, "tokens": total, **counts}
 
-    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(update, donate_argnums=0, out_shardings=(layout, None))
+    return jax.jit(update, donate_argnums=0, out_shardings=(layout(state), None))
+
+
+def _nothing(like):
+    grads, metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    if MAX_LOGITS in metrics:
+        metrics[MAX_LOGITS] = jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf), metrics[MAX_LOGITS])
+    return grads, metrics
+
+
+def _gather(done, new):
+    (grads, metrics), (more_grads, more) = done, new
+    combine = {MAX_LOGITS: jnp.maximum}
+    told = {name: jax.tree.map(combine.get(name, jnp.add), metrics[name], more[name]) for name in metrics}
+    return jax.tree.map(jnp.add, grads, more_grads), told
 
 
 def _choose(finite: Bool[Array, ""], new: Any, old: Any) -> Any:

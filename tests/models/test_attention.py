@@ -46,7 +46,7 @@ def by_hand(q, k, v, segments):
 def test_forward(inputs, stretch, block):
     arrays, segments = inputs
     cut = {"shortest_stretch": stretch, "query_block": block}
-    found = jax.jit(lambda *x: segment_attention(*x, segments, scale=SCALE, **cut))(*arrays)
+    found = jax.jit(lambda *x: segment_attention(*x, segments, scale=SCALE, **cut)[0])(*arrays)
     np.testing.assert_allclose(found, by_hand(*arrays, segments), atol=2e-6)
 
 
@@ -65,7 +65,7 @@ def test_gradient_is_that_of_plain_softmax(inputs, stretch, block):
 
     def ours(*x):
         return (
-            segment_attention(*x, segments, scale=SCALE, shortest_stretch=stretch, query_block=block) * cotangent
+            segment_attention(*x, segments, scale=SCALE, shortest_stretch=stretch, query_block=block)[0] * cotangent
         ).sum()
 
     found = jax.jit(jax.grad(ours, argnums=(0, 1, 2)))(*arrays)
@@ -81,14 +81,14 @@ def test_gradient_is_that_of_plain_softmax(inputs, stretch, block):
 
 def test_bfloat16_stays_near(inputs):
     arrays, segments = inputs
-    found = segment_attention(*(jnp.asarray(x, jnp.bfloat16) for x in arrays), segments, scale=SCALE)
+    found = segment_attention(*(jnp.asarray(x, jnp.bfloat16) for x in arrays), segments, scale=SCALE)[0]
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(np.float32), by_hand(*arrays, segments), atol=0.05)
 
 
 def test_large_scores_do_not_overflow(inputs):
     (q, k, v), segments = inputs
-    found = segment_attention(1e3 * q, 1e3 * k, v, segments, scale=SCALE)
+    found = segment_attention(1e3 * q, 1e3 * k, v, segments, scale=SCALE)[0]
     np.testing.assert_allclose(found, by_hand(1e3 * q, 1e3 * k, v, segments), atol=1e-4)
 
 

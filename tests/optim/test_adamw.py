@@ -1,4 +1,4 @@
-"""AdamW against torch.optim.AdamW, what is decayed and what is not, and the learning rate's path."""
+"""AdamW against torch.optim.AdamW, and what is decayed and what is not."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from posttrain_jax.models.decoder import Decoder
-from posttrain_jax.optim.adamw import adamw, warmup_cosine
+from posttrain_jax.optim.adamw import adamw
 
 STEPS = 6
 
@@ -73,23 +73,3 @@ def test_a_learning_rate_of_zero_changes_nothing():
     params = {"w": jnp.arange(6.0).reshape(2, 3)}
     gradient = {"w": jnp.ones((2, 3))}
     np.testing.assert_array_equal(ours(params, [gradient] * 2, adamw(0.0))["w"], params["w"])
-
-
-def test_the_schedule_warms_up_and_falls_by_half_a_cosine():
-    schedule = warmup_cosine(2e-3, 100, 20, 0.1)
-    for step in range(101):
-        if step <= 20:
-            expected = 2e-3 * step / 20
-        else:
-            expected = 2e-3 * (0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * (step - 20) / 80)))
-        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5, abs=1e-10)
-    assert float(schedule(1000)) == pytest.approx(2e-4, rel=1e-5)
-
-
-def test_the_schedule_at_its_edges():
-    assert float(warmup_cosine(1e-3, 10, 0, 0.1)(0)) == pytest.approx(1e-3)
-    constant = warmup_cosine(1e-3, 10, 0, 1.0)
-    assert all(float(constant(step)) == pytest.approx(1e-3) for step in range(12))
-    for steps, warmup in ((5, 5), (1, 10), (0, 0)):
-        values = [float(warmup_cosine(1e-3, steps, warmup, 0.1)(step)) for step in range(12)]
-        assert np.isfinite(values).all() and max(values) <= 1e-3 * (1 + 1e-6)

@@ -25,7 +25,7 @@ SIZES = {
     "model": {"heads": 4, "kv_heads": 2, "experts": 8, "vocab": 640, "max_length": 256},
     "sft": {"rows": 16, "microbatch_rows": 16, "length": 256},
     "rollout": {"max_prompt": 96, "max_response": 64},
-    "rl": {"prompts": 32, "minibatches": 2, "length": 256, "overlong_buffer": 16, "max_ratio": 5.0},
+    "rl": {"prompts": 32, "minibatches": 2, "length": 256, "overlong_buffer": 16},
 }
 
 

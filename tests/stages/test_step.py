@@ -7,15 +7,15 @@ import pytest
 from flax import nnx
 
 from posttrain_jax.models.decoder import abstract, materialise
-from posttrain_jax.optim.adamw import adamw, warmup_cosine
+from posttrain_jax.optim.adamw import adamw
+from posttrain_jax.optim.schedules import schedule
 from posttrain_jax.parallel.mesh import make_mesh
 from posttrain_jax.stages import sft
 from posttrain_jax.stages.step import TrainState, abstract_state, fresh_state, make_update
 
 
 def optimizer():
-    schedule = warmup_cosine(1e-2, 10, 0, 0.1)
-    return adamw(schedule, beta1=0.9, beta2=0.95, epsilon=1e-15, weight_decay=0.1, clip_norm=1.0)
+    return adamw(schedule("cosine", 1e-2, 10), beta1=0.9, beta2=0.95, epsilon=1e-15, weight_decay=0.1, clip_norm=1.0)
 
 
 def squared_error(weights, batch, total):

@@ -14,9 +14,10 @@ from posttrain_jax.models import glm_4_6
 from posttrain_jax.models.decoder import Decoder, abstract
 from posttrain_jax.models.moe import route
 from posttrain_jax.parallel.mesh import make_mesh
-from posttrain_jax.run.recipe import Adam, Router
-from posttrain_jax.stages.routing import is_router, steer
-from posttrain_jax.stages.sft import make_loss, make_optimizer
+from posttrain_jax.run.recipe import Pace, Router
+from posttrain_jax.stages.observing import Watch, is_router, steer
+from posttrain_jax.stages.optimizing import make_optimizing
+from posttrain_jax.stages.sft import make_loss
 from posttrain_jax.stages.step import fresh_state, make_update
 
 ARCH = dataclasses.replace(
@@ -46,9 +47,9 @@ def batch():
 
 def updated(split, batch, router, microbatches=1, optimizer=None):
     graph, weights = split
-    chosen = optimizer or make_optimizer(Adam(warmup_steps=0, weight_decay=0.1), 10, router)[0]
+    chosen = optimizer or make_optimizing(Pace(warmup_steps=0, weight_decay=0.1), 10, ARCH, router=router).optimizer
     state = fresh_state(jax.tree.map(jnp.copy, weights), chosen, MESH)
-    update = make_update(chosen, make_loss(graph, 0.0, router), state, partial(steer, settings=router))
+    update = make_update(chosen, make_loss(graph, 0.0, Watch(router)), state, partial(steer, settings=router))
     cut = {name: x.reshape(microbatches, -1, x.shape[1]) for name, x in batch.items()}
     return update(state, cut, microbatches)
 
@@ -73,14 +74,13 @@ def loads_by_hand(split, batch):
     """Tokens of each expert of each layer, from a decoder whose layers stand one by one."""
     graph, weights = split
     model = nnx.merge(graph, weights)
-    _, stacks = model.watched_trunk(
-        batch["tokens"], batch["positions"], batch["segment_ids"], lambda r: (r.chosen, r.scores)
-    )
+    where = (batch[name] for name in ("tokens", "positions", "segment_ids"))
+    _, stacks = model.watched_trunk(*where, lambda seen: seen.routing and seen.routing.chosen)
     valid = batch["segment_ids"].reshape(-1) > 0
     loads = []
     for stack in stacks:
         for layers in stack:
-            for chosen in [] if layers is None else np.asarray(layers[0]):
+            for chosen in [] if layers is None else np.asarray(layers):
                 picked = chosen.reshape(-1, ARCH.experts_per_token)[valid]
                 loads.append([(picked == expert).sum() for expert in range(ARCH.experts)])
     return np.array(loads)
@@ -114,10 +114,10 @@ def test_training_with_the_loss_evens_the_load(split, batch):
     )
     ends = []
     for router in (Router(balance_weight=1e-9), Router(balance_weight=3.0)):
-        optimizer = make_optimizer(Adam(learning_rate=3e-3, warmup_steps=0), 60, router)[0]
+        optimizer = make_optimizing(Pace(learning_rate=3e-3, warmup_steps=0), 60, ARCH, router=router).optimizer
         state = fresh_state(jax.tree.map(jnp.copy, skewed), optimizer, MESH)
         update = make_update(
-            optimizer, make_loss(graph, 0.0, router), state, lambda *n, r=router: steer(*n, settings=r)
+            optimizer, make_loss(graph, 0.0, Watch(router)), state, lambda *n, r=router: steer(*n, settings=r)
         )
         for _ in range(60):
             state, metrics = update(state, {name: x[None] for name, x in batch.items()}, 1)
@@ -132,9 +132,9 @@ def test_on_a_mesh_the_same(split, batch):
     mesh = make_mesh(data=2, fsdp=2, expert=2)
     _, shapes = abstract(lambda: Decoder(ARCH, rngs=nnx.Rngs(0)), mesh)
     placed = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), weights, shapes)
-    optimizer = make_optimizer(Adam(warmup_steps=0, weight_decay=0.1), 10, router)[0]
+    optimizer = make_optimizing(Pace(warmup_steps=0, weight_decay=0.1), 10, ARCH, router=router).optimizer
     state = fresh_state(placed, optimizer, mesh)
-    update = make_update(optimizer, make_loss(graph, 0.0, router), state, partial(steer, settings=router))
+    update = make_update(optimizer, make_loss(graph, 0.0, Watch(router)), state, partial(steer, settings=router))
     state, _ = update(state, {name: x[None] for name, x in batch.items()}, 1)
     for (path, a), (_, b) in zip(alone.weights.flat_state(), state.weights.flat_state(), strict=True):
         if path[-1] == "bias":

@@ -1,0 +1,37 @@
+"""PPO's critic: a linear reading of the policy's own hidden states, carried among its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from posttrain_jax.models.parts import constant
+
+CRITIC = "critic"
+
+
+def with_critic(weights: nnx.State) -> nnx.State:
+    """The weights, and a critic that values everything at 0."""
+    (hidden,) = weights["norm"].get_value().shape
+    critic = {
+        "weight": constant(0.0, (hidden,), ("norm",), dtype=jnp.float32),
+        "bias": constant(0.0, (), (), dtype=jnp.float32),
+    }
+    return nnx.State({**weights, CRITIC: critic})
+
+
+def split_critic(
+    weights: nnx.State,
+) -> tuple[nnx.State, Callable[[Float[Array, "batch length hidden"]], Float[Array, "batch length"]] | None]:
+    """The policy's weights alone, and the critic as a function of its hidden states, if there is one."""
+    if CRITIC not in weights:
+        return weights, None
+    critic = weights[CRITIC]
+
+    def value(hidden):
+        return hidden.astype(jnp.float32) @ critic["weight"].get_value() + critic["bias"].get_value()
+
+    return nnx.State({name: weights[name] for name in weights if name != CRITIC}), value
