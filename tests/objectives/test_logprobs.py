@@ -74,4 +74,15 @@ def test_the_whole_logits_never_exist_when_cut(batch):
     hidden, head, targets = jnp.zeros((4, 64, 16)), jnp.zeros((16, 1000)), jnp.zeros((4, 64), jnp.int32)
     grad = jax.grad(lambda hidden, head: token_logprobs(hidden, head, targets, chunk=32)[0].sum(), argnums=(0, 1))
     program = str(jax.make_jaxpr(grad)(hidden, head))
-    assert "32,1000]" in program and "256,1000]" not in program and "8,32,1000]" not in program
+    assert "[4,8,1000]" in program and "64,1000]" not in program and "256,1000]" not in program
+    assert "[8,4,8,1000]" not in program, "no piece's logits are kept for the backward pass"
+
+
+@pytest.mark.parametrize("chunk", [None, 8])
+def test_a_temperature_for_each_token(batch, chunk):
+    hidden, head, targets = batch
+    heat = np.random.default_rng(3).uniform(0.5, 2.0, targets.shape).astype(np.float32)
+    found, entropy = token_logprobs(hidden, head, targets, temperature=heat, chunk=chunk)
+    for b, t in np.ndindex(*targets.shape):
+        one = token_logprobs(hidden[b : b + 1, t : t + 1], head, targets[b : b + 1, t : t + 1], temperature=heat[b, t])
+        np.testing.assert_allclose((found[b, t], entropy[b, t]), (one[0][0, 0], one[1][0, 0]), rtol=1e-5, atol=1e-6)
