@@ -17,10 +17,10 @@ def with_critic(weights: nnx.State) -> nnx.State:
     """The weights, and a critic that values everything at 0."""
     (hidden,) = weights["norm"].get_value().shape
     critic = {
-        "weight": constant(0.0, (hidden,), ("norm",), dtype=jnp.float32),
-        "bias": constant(0.0, (), (), dtype=jnp.float32),
+        (CRITIC, "weight"): constant(0.0, (hidden,), ("norm",), dtype=jnp.float32),
+        (CRITIC, "bias"): constant(0.0, (), (), dtype=jnp.float32),
     }
-    return nnx.State({**weights, CRITIC: critic})
+    return nnx.State.from_flat_path({**dict(weights.flat_state()), **critic}.items())
 
 
 def split_critic(
@@ -34,4 +34,5 @@ def split_critic(
     def value(hidden):
         return hidden.astype(jnp.float32) @ critic["weight"].get_value() + critic["bias"].get_value()
 
-    return nnx.State({name: weights[name] for name in weights if name != CRITIC}), value
+    policy = [(path, leaf) for path, leaf in weights.flat_state() if path[0] != CRITIC]
+    return nnx.State.from_flat_path(policy), value

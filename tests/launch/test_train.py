@@ -60,7 +60,7 @@ def test_a_run_starts_with_the_recipe_and_its_config_written(pipeline, tmp_path)
         (["--config.precision.remat=false"], "precision.remat", False),
         (["--config.sft.steps", "7"], "sft.steps", 7),
         (["--config.sft.steps=7", "--config.sft.steps=8"], "sft.steps", 8),
-        (["--config.rl.max_ratio=4"], "rl.max_ratio", 4.0),
+        (["--config.rl.objective.cispo.max_ratio=4"], "rl.objective.cispo.max_ratio", 4.0),
         (["--config.sft.optimizer.learning_rate=1e-2"], "sft.optimizer.learning_rate", 0.01),
         (["--config.stages=sft"], "stages", ("sft",)),
         (["--config.stages=('rl',)"], "stages", ("rl",)),
@@ -154,12 +154,12 @@ def test_a_missing_config_file_names_the_nearest():
 
 
 def test_the_same_command_goes_on_and_another_is_refused(pipeline):
-    command = [TINY, "--workdir=out", "--config.rl.max_ratio=5"]
+    command = [TINY, "--workdir=out", "--config.rl.objective.cispo.max_ratio=5"]
     assert train.main(command) == 0
     assert train.main([*command, "--config.run.keep=5"]) == 0
     assert json.loads(Path("out/config.json").read_text())["run"]["keep"] == 5
-    lines = mistakes(*command, "--config.seed=9", "--config.rl.max_ratio=2.5")
-    assert "config.rl.max_ratio was 5.0 and is now 2.5" in lines
+    lines = mistakes(*command, "--config.seed=9", "--config.rl.objective.cispo.max_ratio=2.5")
+    assert "config.rl.objective.cispo.max_ratio was 5.0 and is now 2.5" in lines
     assert "config.seed was 0 and is now 9" in lines
     assert len(lines) == 3 and "--workdir=out" in lines[2] and "choose another --workdir" in lines[2]
     assert mistakes(*command, "--config.seed=9", "--dry_run")[:-1] == ["config.seed was 0 and is now 9"]

@@ -54,7 +54,14 @@ def test_a_key_left_out_keeps_its_default():
         ({"rollout__max_prompt": 250, "rl__length": 320}, ["max_prompt=250", "314", "max_length=256"]),
         ({"rl__length": 64}, ["config.rl.length=64", "160"]),
         ({"rl__overlong_buffer": 100}, ["config.rl.overlong_buffer=100", "max_response=64"]),
-        ({"rl__min_ratio": 6.0}, ["config.rl.min_ratio=6.0", "max_ratio=5.0"]),
+        ({"rl__objective__cispo__min_ratio": 6.0}, ["config.rl.objective.cispo.min_ratio=6.0", "max_ratio=5.0"]),
+        (
+            {"rl__objective__name": "crispo"},
+            ["objective.name='crispo'", "one of cispo, grpo, dapo", "nearest is cispo"],
+        ),
+        ({"optimizer__name": "muonclop"}, ["optimizer.name='muonclop'", "nearest is muonclip"]),
+        ({"rl__budgets": ("gcd=32", "aiw=many")}, ["config.rl.budgets", "aiw='many'", "gcd=32"]),
+        ({"rl__budgets": ("gdc=32",)}, ["config.rl.budgets", "no 'gdc'", "nearest is 'gcd'"]),
         ({"rl__minibatches": 33}, ["config.rl.minibatches=33", "prompts=32"]),
         ({"model__kv_heads": 3}, ["config.model", "heads=4", "kv_heads=3"]),
         ({"model__vocab": 64}, ["config.model.vocab=64", "tokenizer 'tiny'"]),
@@ -68,7 +75,7 @@ def test_a_key_left_out_keeps_its_default():
         ({"tokenizer": "nowhere/tiny.model"}, ["config.tokenizer='nowhere/tiny.model'", "no such file"]),
         ({"sft__steps": -1}, ["config.sft.steps=-1", "at least 0"]),
         ({"rl__promote_at": 1.5}, ["config.rl.promote_at=1.5", "at most 1.0"]),
-        ({"sft__optimizer__epsilon": float("nan")}, ["config.sft.optimizer.epsilon=nan", "finite"]),
+        ({"optimizer__epsilon": float("nan")}, ["config.optimizer.epsilon=nan", "finite"]),
         ({"precision__compute": "float16"}, ["'float16'", "nearest is bfloat16"]),
     ],
 )
@@ -88,7 +95,7 @@ def test_one_mistake_is_one_sentence(change, words):
         ({"sft": 3}, ["config.sft=3", "section"]),
         ({"sft": {"steps": True}}, ["config.sft.steps=True", "expected int, not bool"]),
         ({"sft": {"steps": "3"}}, ["config.sft.steps='3'", "expected int, not str"]),
-        ({"sft": {"optimizer": {"beta1": None}}}, ["beta1=None", "expected float"]),
+        ({"optimizer": {"beta1": None}}, ["beta1=None", "expected float"]),
         ({"stages": ("sft", 3)}, ["config.stages", "tuple of names"]),
     ],
 )
@@ -112,8 +119,9 @@ def test_a_rule_is_not_judged_on_a_field_that_is_bad_by_itself():
 
 
 def test_whole_numbers_stand_for_floats_and_lists_for_tuples():
-    recipe = validate.recipe_from({"rl": {"max_ratio": 4}, "stages": ["sft"]})
-    assert recipe.rl.max_ratio == 4.0 and isinstance(recipe.rl.max_ratio, float)
+    recipe = validate.recipe_from({"rl": {"objective": {"cispo": {"max_ratio": 4}}}, "stages": ["sft"]})
+    ratio = recipe.rl.objective.cispo.max_ratio
+    assert ratio == 4.0 and isinstance(ratio, float)
     assert recipe.stages == ("sft",)
 
 
@@ -166,8 +174,10 @@ def test_differences_leave_upkeep_out():
 def test_a_key_that_lost_a_letter_leads_back_to_itself(path, position):
     position %= len(path)
     typed = path[:position] + path[position + 1 :]
-    assume(not typed.endswith("beta"))  # as near to beta1 as to beta2
-    assert validate.nearest(typed, [known for known, _, _ in settings()]) == path
+    known = [known for known, _, _ in settings()]
+    alike = [one for one in known if typed in {one[:i] + one[i + 1 :] for i in range(len(one))}]
+    assume(alike == [path])  # "beta" is as near to beta1 as to beta2
+    assert validate.nearest(typed, known) == path
 
 
 def test_every_setting_has_help_and_a_sound_default():
@@ -182,6 +192,8 @@ def test_sizes():
     weights = 4 * recipe.model.parameters
     assert checkpoint_bytes(recipe) == 3 * weights  # weights and two moments
     assert training_bytes(recipe) == 6 * weights
+    muon = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, name="muon"))
+    assert checkpoint_bytes(muon) == 2 * weights + 8 * recipe.model.vocab * recipe.model.hidden
     about = describe(recipe)
     assert f"{recipe.sft.rows * recipe.sft.length:,} tokens" in about["stages"]
     assert f"{recipe.model.parameters:,}" in about["model"]
