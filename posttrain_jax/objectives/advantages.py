@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -14,7 +12,7 @@ def group_advantages(
     group_ids: Int[Array, " responses"],
     *,
     groups: int,
-    scale: Literal["group", "none", "batch"] = "group",
+    scale: str = "group",
     epsilon: float = 1e-6,
 ) -> Float[Array, " responses"]:
     """Â_i = (R_i - mean of its group) / (standard deviation + epsilon).

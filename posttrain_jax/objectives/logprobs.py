@@ -38,8 +38,9 @@ def token_logprobs(
     columns = min(max(chunk // batch, 1), length)
     inverse = jnp.broadcast_to(1.0 / jnp.asarray(temperature, jnp.float32), targets.shape)
     cut = partial(_cut, columns=columns)
-    found = _each(cut(hidden), head, cut(targets), cut(inverse))
-    return tuple(jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :length] for x in found)
+    logprobs, entropy = _each(cut(hidden), head, cut(targets), cut(inverse))
+    back = lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :length]  # noqa: E731
+    return back(logprobs), back(entropy)
 
 
 def _cut(x, columns):

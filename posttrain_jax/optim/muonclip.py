@@ -46,10 +46,15 @@ def qk_clip(threshold: float, columns: Mapping[str, HeadColumns]) -> optax.Gradi
     Args:
       threshold: τ.
       columns: which weights of an attention to scale, by name.
+
+    Raises:
+      ValueError: in ``update``, without ``max_logits``.
     """
 
-    def update(updates, state, params=None, *, max_logits: MaxLogits, **extra):
+    def update(updates, state, params=None, *, max_logits: MaxLogits | None = None, **extra):
         del extra
+        if max_logits is None:
+            raise ValueError("qk_clip needs update(..., max_logits=...): each head's largest logit in the forward pass")
         factors = {place: clip_factors(peaks, threshold) for place, peaks in max_logits.items()}
 
         def clip(path, change, weight):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import optax
-
-Kind = Literal["constant", "cosine", "wsd"]
 
 
 def schedule(
-    kind: Kind, peak: float, steps: int, *, warmup_steps: int = 0, final_ratio: float = 0.1, decay_share: float = 0.2
+    kind: str, peak: float, steps: int, *, warmup_steps: int = 0, final_ratio: float = 0.1, decay_share: float = 0.2
 ) -> optax.Schedule:
     """The learning rate at each update, over ``steps`` of them.
 

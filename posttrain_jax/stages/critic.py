@@ -15,12 +15,13 @@ CRITIC = "critic"
 
 def with_critic(weights: nnx.State) -> nnx.State:
     """The weights, and a critic that values everything at 0."""
-    (hidden,) = weights["norm"].get_value().shape
+    flat = dict(weights.flat_state())
+    (hidden,) = flat["norm",].get_value().shape
     critic = {
         (CRITIC, "weight"): constant(0.0, (hidden,), ("norm",), dtype=jnp.float32),
         (CRITIC, "bias"): constant(0.0, (), (), dtype=jnp.float32),
     }
-    return nnx.State.from_flat_path({**dict(weights.flat_state()), **critic}.items())
+    return nnx.State.from_flat_path({**flat, **critic}.items())
 
 
 def split_critic(
@@ -29,10 +30,11 @@ def split_critic(
     """The policy's weights alone, and the critic as a function of its hidden states, if there is one."""
     if CRITIC not in weights:
         return weights, None
-    critic = weights[CRITIC]
+    flat = dict(weights.flat_state())
+    weight, bias = (flat[CRITIC, name].get_value() for name in ("weight", "bias"))
 
     def value(hidden):
-        return hidden.astype(jnp.float32) @ critic["weight"].get_value() + critic["bias"].get_value()
+        return hidden.astype(jnp.float32) @ weight + bias
 
-    policy = [(path, leaf) for path, leaf in weights.flat_state() if path[0] != CRITIC]
+    policy = [(path, leaf) for path, leaf in flat.items() if path[0] != CRITIC]
     return nnx.State.from_flat_path(policy), value

@@ -71,7 +71,7 @@ def judge(
 
 
 def within(budget: int | None, completion: Completion) -> Completion:
-    """The response, cut off where its budget of tokens ends, if it has one (Kimi K2, arXiv 2507.20534, section 3.2.3)."""
+    """The response, cut off where its budget of tokens ends (Kimi K2, arXiv 2507.20534, section 3.2.3), if any."""
     if budget is None or len(completion.tokens) <= budget:
         return completion
     return Completion(completion.tokens[:budget], completion.logprobs[:budget], "budget")

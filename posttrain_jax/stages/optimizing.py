@@ -74,14 +74,14 @@ def make_optimizing(
       shardings: where the weights lie, for Muon to deal its matrices out.
     """
     path = schedule(
-        pace.schedule,  # pyright: ignore[reportArgumentType]: the recipe allows no other
+        pace.schedule,
         pace.learning_rate,
         updates,
         warmup_steps=pace.warmup_steps,
         final_ratio=pace.final_ratio,
         decay_share=pace.decay_share,
     )
-    shared = dict(
+    shared: dict[str, Any] = dict(
         beta1=algorithm.beta1,
         beta2=algorithm.beta2,
         epsilon=algorithm.epsilon,

@@ -134,7 +134,7 @@ def test_factors():
 
 def test_what_the_forward_pass_saw_is_required():
     optimizer = muonclip(1e-2, columns={})
-    with pytest.raises(TypeError, match="max_logits"):
+    with pytest.raises(ValueError, match="max_logits"):
         optimizer.update({"w": jnp.ones((2, 2))}, optimizer.init({"w": jnp.ones((2, 2))}), {"w": jnp.ones((2, 2))})
 
 

@@ -38,4 +38,4 @@ def test_without_warm_up_it_begins_at_the_peak():
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="no schedule 'linear'; known: constant, cosine, wsd"):
-        schedule("linear", 1e-3, 10)  # pyright: ignore[reportArgumentType]
+        schedule("linear", 1e-3, 10)
