@@ -34,15 +34,15 @@ def main() -> None:
     from posttrain_jax.models.decoder import abstract, materialise
     from posttrain_jax.parallel.mesh import make_mesh
     from posttrain_jax.run.checkpoint import Checkpointer
+    from posttrain_jax.stages.optimizing import make_optimizing
     from posttrain_jax.stages.setup import make_model
-    from posttrain_jax.stages.sft import make_optimizer
     from posttrain_jax.stages.step import abstract_state, fresh_state
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="Sharding info not provided")
     recipe = measure.recipe()
     mesh = make_mesh(devices=jax.devices()[:1])
-    optimizer, _ = make_optimizer(recipe.sft.optimizer, recipe.sft.steps)
+    optimizer = make_optimizing(recipe.sft.optimizer, recipe.sft.steps, recipe.model).optimizer
     _, weights = abstract(make_model(recipe), mesh)
     state = fresh_state(materialise(make_model(recipe), weights), optimizer, mesh)
     # random moments, as training leaves them: zeros would be stored as nothing

@@ -2,7 +2,7 @@
 
 * tiny: seconds of the whole SFT update and of the optimizer alone, in turns.
 * full: floating-point operations of orthogonalising all of MiniMax-M2's matrices, by the compiler's count for each
-  shape, next to 8 operations a parameter and token (forward, backward, and forward again).
+  shape, next to 8 operations a parameter and token (forward, backward, and forward again) and attention's products.
 * eight devices: operations and bytes moved on each, dealt out, and as the compiler shards the plain form.
 
     python benchmarks/muon_cost.py
@@ -34,7 +34,7 @@ def main() -> None:
         [
             ("tiny, muon", 1e3 * tiny["step"]["muon"], 1e3 * tiny["alone"]["muon"], 100 * tiny["share"]["muon"]),
             (
-                "tiny, adamw, ms",
+                "tiny, adamw",
                 1e3 * tiny["step"]["adamw"],
                 1e3 * tiny["alone"]["adamw"],
                 100 * tiny["share"]["adamw"],
@@ -115,8 +115,10 @@ def on_full() -> dict:
             matrices[tuple(sorted((rows, columns)))] += int(jax.numpy.prod(jax.numpy.array(stack)))
     muon = sum(count * flops(orthogonalise, shape) for shape, count in matrices.items())
     tokens = recipe.sft.rows * recipe.sft.length
-    step = 8 * recipe.model.active_parameters * tokens
-    needed = muon / 0.03 / (8 * recipe.model.active_parameters)
+    arch = recipe.model
+    attention = arch.layers * 4 * 2 * recipe.sft.length * arch.heads * arch.head_dim  # causal: half of length squared
+    a_token = 8 * arch.active_parameters + attention
+    step, needed = a_token * tokens, muon / 0.03 / a_token
     return {
         "matrices": {f"{a}x{b}": n for (a, b), n in matrices.items()},
         "muon_flops": muon,
