@@ -67,6 +67,7 @@ def run(name: str, seed: int, options) -> list[tuple[int, float]]:
     from posttrain_jax.models.decoder import abstract
     from posttrain_jax.parallel.mesh import make_mesh
     from posttrain_jax.stages import rl
+    from posttrain_jax.stages.critic import split_critic, with_critic
     from posttrain_jax.stages.evaluation import evaluate
     from posttrain_jax.stages.optimizing import make_optimizing
     from posttrain_jax.stages.setup import make_chat, make_engine, make_model
@@ -85,7 +86,8 @@ def run(name: str, seed: int, options) -> list[tuple[int, float]]:
     problems = tasks.heldout(names, recipe.tasks.max_level, recipe.evaluation.problems, recipe.tasks.seed)
 
     def score(weights):
-        return evaluate(engine, engine.load(weights), chat, problems, system=recipe.tasks.system).overall
+        policy, _ = split_critic(weights)
+        return evaluate(engine, engine.load(policy), chat, problems, system=recipe.tasks.system).overall
 
     curve = [(0, score(weights))]
     steps = rl.train(
@@ -93,7 +95,7 @@ def run(name: str, seed: int, options) -> list[tuple[int, float]]:
         optimizing,
         recipe.tasks,
         graph,
-        fresh_state(weights, optimizing.optimizer, mesh),
+        fresh_state(with_critic(weights) if name == "ppo" else weights, optimizing.optimizer, mesh),
         engine,
         chat,
         Curriculum(names, recipe.tasks.max_level, settings.promote_at, recipe.seed),
