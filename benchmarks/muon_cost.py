@@ -3,9 +3,10 @@
 * tiny: seconds of the whole SFT update and of the optimizer alone, in turns.
 * full: floating-point operations of orthogonalising all of MiniMax-M2's matrices, by the compiler's count for each
   shape, next to 8 operations a parameter and token (forward, backward, and forward again) and attention's products.
-* eight devices: operations and bytes moved on each, dealt out, and as the compiler shards the plain form.
+* eight devices: operations and bytes moved on each, dealt out, and as the compiler shards the plain form; with
+  ``--topology`` also compiled for TPUs, which need not be there (``pip install -e ".[tpu]"``).
 
-    python benchmarks/muon_cost.py
+    python benchmarks/muon_cost.py [--topology=v5p:2x2x2]
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ def main() -> None:
     """The three questions."""
     parser = measure.parser(__doc__, "muon_cost")
     parser.add_argument("--repetitions", type=int, default=15, help="timed turns")
+    parser.add_argument("--topology", default="", help="a TPU slice of eight chips to compile for as well")
     options = parser.parse_args()
     measure.start(2)
     import jax
+    from jax.experimental import topologies
 
     jax.config.update("jax_num_cpu_devices", 8)
-    tiny, full, spread = on_tiny(options.repetitions), on_full(), on_eight()
+    found = {"tiny": on_tiny(options.repetitions), "full": on_full(), "eight_devices": on_eight(jax.devices(), 1)}
+    if options.topology:
+        chips = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
+        found[options.topology] = on_eight(list(chips), 6)
+    tiny, full = found["tiny"], found["full"]
     measure.show(
         "Muon's share of a step: milliseconds on tiny, PFLOP on full",
         ("model", "step", "optimizer", "share in percent"),
@@ -42,12 +49,13 @@ def main() -> None:
             ("full, muon", full["step_flops"] / 1e15, full["muon_flops"] / 1e15, 100 * full["share"]),
         ],
     )
-    measure.show(
-        "eight devices: work and traffic of each",
-        ("form", "GFLOP", "MB moved", "collectives"),
-        [(name, f["flops"] / 1e9, f["bytes"] / 1e6, f["collectives"]) for name, f in spread.items()],
-    )
-    measure.write(options.output, {"tiny": tiny, "full": full, "eight_devices": spread})
+    for place in list(found)[2:]:
+        measure.show(
+            f"{place}: work and traffic of each",
+            ("form", "GFLOP", "MB moved", "collectives"),
+            [(name, f["flops"] / 1e9, f["bytes"] / 1e6, f["collectives"]) for name, f in found[place].items()],
+        )
+    measure.write(options.output, found)
 
 
 def on_tiny(repetitions: int) -> dict:
@@ -137,8 +145,8 @@ def flops(function, shape) -> float:
     return jax.jit(function).lower(jax.ShapeDtypeStruct(shape, jnp.float32)).cost_analysis()["flops"]
 
 
-def on_eight() -> dict:
-    """A layer's experts and attention, sharded fsdp 4 and expert 2: work and traffic of one device."""
+def on_eight(devices: list, size: int) -> dict:
+    """Attention and experts, ``size`` times 512 wide, sharded fsdp 4 and expert 2: work and traffic of one device."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding
@@ -147,8 +155,8 @@ def on_eight() -> dict:
     from posttrain_jax.optim.newton_schulz import orthogonalise, orthogonalise_all
     from posttrain_jax.parallel.mesh import make_mesh
 
-    mesh = make_mesh(data=1, fsdp=4, expert=2)
-    shapes = {(8, 512, 768): P(None, "fsdp"), (2, 16, 512, 256): P(None, "expert", "fsdp")}
+    mesh = make_mesh(data=1, fsdp=4, expert=2, devices=devices)
+    shapes = {(8, 512 * size, 768 * size): P(None, "fsdp"), (2, 16, 512 * size, 256 * size): P(None, "expert", "fsdp")}
     where = [NamedSharding(mesh, spec) for spec in shapes.values()]
     arrays = [jax.ShapeDtypeStruct(s, jnp.float32, sharding=w) for s, w in zip(shapes, where, strict=True)]
     forms = {
@@ -163,9 +171,8 @@ def on_eight() -> dict:
         program = jax.jit(form, out_shardings=where).lower(arrays).compile()
         moved, count = traffic(program.as_text())
         found[name] = {"flops": program.cost_analysis()["flops"], "bytes": moved, "collectives": count}
-    whole = jax.jit(lambda xs: [orthogonalise(x) for x in xs])
-    alone = whole.lower([jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]).compile()
-    found["one device alone"] = {"flops": alone.cost_analysis()["flops"], "bytes": 0, "collectives": "none"}
+    alone = sum(flops(orthogonalise, shape) for shape in shapes)
+    found["one device alone"] = {"flops": alone, "bytes": 0, "collectives": "none"}
     return found
 
 
