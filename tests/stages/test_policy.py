@@ -64,7 +64,8 @@ def test_every_name_of_the_recipe_is_known():
     assert advantages_and_aggregation(Objective(name="k2", aggregation="prompt_mean")) == ("centred", "prompt_mean")
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+# one of each loss and of each aggregation
+@pytest.mark.parametrize("name", ["cispo", "dr_grpo", "gspo", "ppo", "rloo", "k2", "k2_5"])
 def test_how_the_batch_is_cut_makes_no_difference(name, split):
     """One row a microbatch or many: the same loss, metrics and gradient, for the objective's own aggregation."""
     graph, weights = split
