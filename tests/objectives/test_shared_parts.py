@@ -226,3 +226,15 @@ def test_dpo_and_its_variants(kind, smoothing):
 def test_an_unknown_kind_of_dpo_is_told():
     with pytest.raises(ValueError, match="known: sigmoid, robust, hinge, ipo"):
         dpo(*pairs(), kind="simpo")
+
+
+def test_trajectories_that_share_a_row_do_not_see_each_other():
+    rng = np.random.default_rng(4)
+    rewards, values = rng.normal(size=(2, 1, 11)).astype(np.float32)
+    mask = (rng.random((1, 11)) < 0.7).astype(np.float32)
+    segments = np.repeat([[1, 2, 0]], [5, 4, 2], axis=1)
+    together = generalised_advantages(rewards, values, mask, segments, discount=0.9, trace=0.8)
+    for part in (slice(0, 5), slice(5, 9)):
+        alone = generalised_advantages(rewards[:, part], values[:, part], mask[:, part], discount=0.9, trace=0.8)
+        for a, b in zip(together, alone, strict=True):
+            np.testing.assert_allclose(a[:, part], b, rtol=1e-5, atol=1e-6)

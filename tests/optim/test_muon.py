@@ -141,3 +141,12 @@ def test_weights_that_are_float32_already_have_no_copy():
     assert len(jax.tree.leaves(state.copies)) == 1
     changes, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), state, {**params, "w": 3 * params["w"]})
     assert float(changes["w"][0, 0]) == pytest.approx(-1e-2 * (1 + 0.1 * 3), rel=1e-3)
+
+
+def test_optimizers_are_called_by_the_names_of_their_room():
+    import posttrain_jax.optim
+
+    weights = {"w": jnp.ones((2, 3))}
+    for make in (posttrain_jax.optim.adamw, posttrain_jax.optim.muon):
+        assert make(1e-3).init(weights) is not None
+    assert posttrain_jax.optim.muonclip(1e-3, 50.0, columns={}).init(weights) is not None
