@@ -1,8 +1,8 @@
-"""Lightning attention: linear attention with a fixed decay a head, over packed rows, in blocks or token by token."""
+"""Lightning attention: linear attention with a fixed decay a head, over packed rows, in chunks or token by token."""
 
-from pallas_kernels.lightning_attention.blocks import lightning_attention as lightning_attention
+from pallas_kernels.lightning_attention.attention import lightning_attention as lightning_attention
 from pallas_kernels.lightning_attention.decay import decay_slopes as decay_slopes
-from pallas_kernels.lightning_attention.definition import (
+from pallas_kernels.lightning_attention.reference import (
     lightning_attention_definition as lightning_attention_definition,
 )
-from pallas_kernels.lightning_attention.definition import lightning_step as lightning_step
+from pallas_kernels.lightning_attention.reference import lightning_step as lightning_step

@@ -63,7 +63,7 @@ WAYS = [("definition", 256), ("xla", 256), ("xla", 8), ("xla", 5), ("xla", 1)]
 def test_it_is_the_recurrence(arrays, backend, block):
     start = np.random.default_rng(1).normal(size=(BATCH, HEADS, DIM, DIM)).astype(np.float32)
     for state in (None, start):
-        found, last = lightning_attention(*arrays, -RATES, initial_state=state, block=block, backend=backend)
+        found, last = lightning_attention(*arrays, -RATES, initial_state=state, chunk=block, backend=backend)
         expected, expected_last = recurrence(*arrays, RATES, state=state)
         near(found, expected)
         near(last, expected_last)
@@ -72,7 +72,7 @@ def test_it_is_the_recurrence(arrays, backend, block):
 
 @pytest.mark.parametrize("size", [4, 8, 256])
 def test_it_is_the_makers_block_form(arrays, size):
-    found, last = lightning_attention(*arrays, -RATES, block=7)
+    found, last = lightning_attention(*arrays, -RATES, chunk=7)
     for h in range(HEADS):
         expected, state = makers_blocks(*(np.asarray(x[1, :, h], np.float64) for x in arrays), RATES[h], size)
         near(found[1, :, h], expected)
@@ -89,7 +89,7 @@ def test_packed_rows_with_padding_anywhere(arrays, backend, block):
     """Sequences do not touch, padding neither adds nor decays, and a sequence goes on after padding inside it."""
     start = np.random.default_rng(2).normal(size=(BATCH, HEADS, DIM, DIM)).astype(np.float32)
     found, last = lightning_attention(
-        *arrays, -RATES, segment_ids=PACKED, initial_state=start, block=block, backend=backend
+        *arrays, -RATES, segment_ids=PACKED, initial_state=start, chunk=block, backend=backend
     )
     expected, expected_last = recurrence(*arrays, RATES, PACKED, start)
     near(found, expected)
@@ -105,7 +105,7 @@ def test_gradients_are_those_of_the_definition_and_of_finite_differences(arrays,
     inputs = [*arrays, -RATES.astype(np.float32), start]
 
     def loss(backend, q, k, v, log_decay, start):
-        options = {"segment_ids": PACKED, "initial_state": start, "block": block, "backend": backend}
+        options = {"segment_ids": PACKED, "initial_state": start, "chunk": block, "backend": backend}
         out, last = lightning_attention(q, k, v, log_decay, **options)
         return (out * weight).sum() + (last * state_weight).sum()
 
@@ -159,5 +159,5 @@ def test_slopes():
 
 
 def test_an_unknown_backend_is_named(arrays):
-    with pytest.raises(ValueError, match="'cuda'.*'xla', 'definition'"):
+    with pytest.raises(ValueError, match="'cuda'.*'xla', 'tpu', 'definition'"):
         lightning_attention(*arrays, -RATES, backend="cuda")

@@ -1,0 +1,39 @@
+"""Which form of a kernel runs: chosen by the device, or named by the caller."""
+
+from __future__ import annotations
+
+import difflib
+
+import jax
+
+
+def choose(kernel: str, backend: str | None, why_not: dict[str, str | None]) -> str:
+    """The form to run: ``backend`` if given, else the attached device's own form where it takes the shapes, else "xla".
+
+    Args:
+      kernel: name for messages.
+      backend: "tpu", "gpu", "xla", another name in ``why_not``, or None to choose.
+      why_not: for each form there is, why it cannot take these arguments, or None if it can.
+
+    Raises:
+      ValueError: an unknown form, or a named one that cannot take the arguments; says why.
+    """
+    if backend is None:
+        native = device_form()
+        return native if why_not.get(native, "absent") is None else "xla"
+    if backend not in why_not:
+        near = difflib.get_close_matches(backend, why_not, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{kernel}: backend={backend!r} is not one of {', '.join(map(repr, why_not))}{hint}")
+    if (reason := why_not[backend]) is not None:
+        raise ValueError(f"{kernel}: backend={backend!r} cannot run this: {reason}; backend='xla' can")
+    return backend
+
+
+def device_form() -> str:
+    """ "tpu" on TPUs, "gpu" on NVIDIA Hopper, else "xla"."""
+    device = jax.devices()[0]
+    if device.platform == "tpu":
+        return "tpu"
+    hopper = device.platform == "gpu" and getattr(device, "compute_capability", "") == "9.0"
+    return "gpu" if hopper else "xla"
