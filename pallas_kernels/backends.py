@@ -31,8 +31,14 @@ def choose(kernel: str, backend: str | None, why_not: dict[str, str | None]) -> 
 
 
 def device_form() -> str:
-    """ "tpu" on TPUs, "gpu" on NVIDIA Hopper, else "xla"."""
+    """ "tpu" on TPUs, "gpu" on NVIDIA Hopper, else "xla".
+
+    A kernel works on the arrays of one device. With several and no ``shard_map`` around, XLA splits the work, and only
+    the "xla" form can be split.
+    """
     device = jax.devices()[0]
+    if jax.device_count() > 1 and not jax.sharding.get_abstract_mesh().manual_axes:
+        return "xla"
     if device.platform == "tpu":
         return "tpu"
     hopper = device.platform == "gpu" and getattr(device, "compute_capability", "") == "9.0"

@@ -1,4 +1,4 @@
-"""Lightning attention: linear attention with a fixed decay a head, and its gradient, which is lightning attention again.
+"""Lightning attention: linear attention with a fixed decay a head. Its gradient is lightning attention again.
 
 With w_ij = exp(λ (n_i - n_j)) for tokens j ≤ i of one sequence (n counts tokens, λ ≤ 0 is the log decay) the output is
 

@@ -1,6 +1,7 @@
 """The mixture of experts against NumPy, token by token, forward and backward, on both of its paths."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from posttrain_jax.models import moe
-from posttrain_jax.models.moe import MixtureOfExperts, route, sort_by_expert
+from pallas_kernels import expert_ffn
+from pallas_kernels.expert_ffn import sort_by_expert
+from posttrain_jax.models.moe import MixtureOfExperts, route
 
-PATHS = {"all experts": moe._all_experts, "chosen experts": moe._chosen_experts}
+PATHS = {name: partial(expert_ffn, backend=name) for name in ("definition", "xla")}
 
 
 def sigmoid(x):

@@ -11,7 +11,7 @@ INNER, OUTER = 5, 7
 RAGGED = [0, 3, 1, 0, 6, 0]
 BLOCKED = [8, 0, 16, 4, 0, 0]
 CASES = [("definition", RAGGED, None), ("ragged", RAGGED, None), ("definition", BLOCKED, 4), ("ragged", BLOCKED, 4)]
-CASES += [("blocked", BLOCKED, 4), (None, BLOCKED, 4), (None, RAGGED, None), ("blocked", RAGGED, 1)]
+CASES += [("xla", BLOCKED, 4), (None, BLOCKED, 4), (None, RAGGED, None), ("xla", RAGGED, 1), ("xla", RAGGED, None)]
 
 
 def arrays(sizes, spare, seed=0):
@@ -55,7 +55,7 @@ def test_gradient(backend, sizes, block, spare):
 
 
 @pytest.mark.parametrize("sizes", [[0, 0, 12], [12, 0, 0], [0, 0, 0]])
-@pytest.mark.parametrize("backend", ["definition", "ragged", "blocked"])
+@pytest.mark.parametrize("backend", ["definition", "ragged", "xla"])
 def test_one_group_takes_all_or_nobody_anything(sizes, backend):
     lhs, rhs, group_sizes = arrays(sizes, 12 - sum(sizes))
     found = grouped_matmul(lhs, rhs, group_sizes, block=4, backend=backend)
@@ -76,6 +76,4 @@ def test_what_cannot_be_is_said():
     with pytest.raises(ValueError, match="backend='cuda'"):
         grouped_matmul(lhs, rhs, group_sizes, backend="cuda")
     with pytest.raises(ValueError, match="rows=7 to be a multiple of block=4"):
-        grouped_matmul(lhs, rhs, group_sizes, backend="blocked", block=4)
-    with pytest.raises(ValueError, match="block=None"):
-        grouped_matmul(lhs, rhs, group_sizes, backend="blocked")
+        grouped_matmul(lhs, rhs, group_sizes, backend="xla", block=4)
