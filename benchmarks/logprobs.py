@@ -24,7 +24,7 @@ def main() -> None:
     import jax
     import jax.numpy as jnp
 
-    from posttrain_jax.objectives.logprobs import token_logprobs
+    from pallas_kernels import token_logprobs
 
     def plain(hidden, head, targets):
         logprobs = jax.nn.log_softmax(hidden @ head, axis=-1)

@@ -41,7 +41,7 @@ def dispatch(
 
     Padding rows repeat the last token; with weights they are zero.
     """
-    rows = tokens[jnp.minimum(slot_of_row // top_k, len(tokens) - 1)]
+    rows = jnp.asarray(tokens)[jnp.minimum(slot_of_row // top_k, len(tokens) - 1)]
     if weights is None:
         return rows
     return rows * jnp.append(weights.reshape(-1), jnp.zeros(1, weights.dtype))[slot_of_row][:, None].astype(rows.dtype)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from posttrain_jax.objectives.logprobs import token_logprobs
+from pallas_kernels import token_logprobs
 from posttrain_jax.objectives.value import generalised_advantages
 from posttrain_jax.run.recipe import RL
 from posttrain_jax.stages.critic import split_critic

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from pallas_kernels import token_logprobs
 from posttrain_jax.objectives.cispo import cispo
 from posttrain_jax.objectives.clipped import clipped_surrogate
 from posttrain_jax.objectives.gspo import gspo
 from posttrain_jax.objectives.kimi import k1_5, k2, k2_5
 from posttrain_jax.objectives.kl import kl_estimate
 from posttrain_jax.objectives.likelihood import negative_log_likelihood
-from posttrain_jax.objectives.logprobs import token_logprobs
 from posttrain_jax.objectives.mismatch import kept_on_policy, truncated_importance
 from posttrain_jax.objectives.reinforce import reinforce
 from posttrain_jax.objectives.value import clipped_value_loss

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pallas_kernels import token_logprobs
 from posttrain_jax import hf
 from posttrain_jax.hf.families import FAMILIES
 from posttrain_jax.hf.table import entries
 from posttrain_jax.models import glm_4_6, kimi_k2, minimax_m1, minimax_m2
 from posttrain_jax.models.architecture import FULL, LIGHTNING, RopeScaling
 from posttrain_jax.models.decoder import Decoder, unstack
-from posttrain_jax.objectives.logprobs import token_logprobs
 
 SMALL = dict(vocab=96, hidden=48, expert_ffn=24, experts=6)
 AIR = dict(qk_norm="none", routed_scaling=1.0)

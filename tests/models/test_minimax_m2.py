@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pallas_kernels import token_logprobs
 from posttrain_jax import hf
 from posttrain_jax.models import minimax_m2
 from posttrain_jax.models.decoder import Decoder, abstract, materialise, unstack
-from posttrain_jax.objectives.logprobs import token_logprobs
 from posttrain_jax.parallel import mesh as meshes
 
 # Fewer than 128 tokens go through every expert, more are sorted by expert: both ways must agree with the reference.

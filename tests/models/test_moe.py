@@ -98,7 +98,7 @@ def test_the_two_paths_are_one_function(arch, count):
         loss = lambda *inputs: jnp.square(both_ways(*inputs, arch.experts_per_token, PATHS[path])).sum()  # noqa: E731
         return jax.jit(jax.value_and_grad(loss, argnums=tuple(range(6))))(tokens, *weights)
 
-    for a, b in zip(jax.tree.leaves(run("all experts")), jax.tree.leaves(run("chosen experts")), strict=True):
+    for a, b in zip(jax.tree.leaves(run("definition")), jax.tree.leaves(run("xla")), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(np.abs(a).max(), 1e-6))
 
 

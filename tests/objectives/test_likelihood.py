@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from pallas_kernels import token_logprobs
 from posttrain_jax.objectives.likelihood import negative_log_likelihood
-from posttrain_jax.objectives.logprobs import token_logprobs
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """TPU kernels in JAX's TPU simulation, with its detection of races, against the definitions in float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +11,13 @@ from hypothesis import strategies as st
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call as simulation
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import Quantized, expert_ffn, grouped_matmul, lightning_attention, tiles
+from pallas_kernels import Quantized, expert_ffn, grouped_matmul, lightning_attention, tiles, token_logprobs
+from pallas_kernels.token_logprobs import tpu as logprobs_tpu
 
 SMALL = {
     "lightning_attention": {"chunk": 128, "heads": 2},
     "grouped_matmul": {"rows": 64, "strip": 32},
+    "token_logprobs": {"tokens": 16, "vocab": 128},
     "transposed_grouped_matmul": {"rows": 64, "strip": 32, "inner": 128, "outer": 128},
 }
 
@@ -22,7 +26,13 @@ SMALL = {
 def simulated():
     with tiles.compiling_for("v5p", **SMALL), tiles.interpreting(pltpu.InterpretParams(detect_races=True)):
         yield
-    assert not simulation.races.races_found
+
+
+def simulate(f, *arguments):
+    """As one program, and to its end: the simulation calls back into Python, which must find nobody waiting."""
+    found = jax.block_until_ready(jax.jit(lambda *x: f(*x))(*jax.tree.map(jnp.asarray, arguments)))
+    assert not getattr(simulation.races, "races_found", False)
+    return found
 
 
 def in_float64(f, *arguments):
@@ -59,7 +69,7 @@ def test_lightning_attention(seed, length, fastest):
         return run
 
     inputs = q, k, v, decay, start
-    found, expected = both("tpu")(*inputs), in_float64(both("definition"), *inputs)
+    found, expected = simulate(both("tpu"), *inputs), in_float64(both("definition"), *inputs)
     near(found, expected, 2e-4)
 
 
@@ -79,7 +89,7 @@ def test_grouped_matmul(seed, sizes):
 
         return run
 
-    near(both("tpu")(lhs, rhs), in_float64(both("definition"), lhs, rhs), 1e-5)
+    near(simulate(both("tpu"), lhs, rhs), in_float64(both("definition"), lhs, rhs), 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["even", "one expert takes all"])
@@ -99,7 +109,7 @@ def test_expert_ffn(kind):
         return run
 
     inputs = tokens, weights, gate, up, down
-    near(both("tpu")(*inputs), in_float64(both("definition"), *inputs), 2e-5)
+    near(simulate(both("tpu"), *inputs), in_float64(both("definition"), *inputs), 2e-5)
 
 
 @pytest.mark.parametrize("dtype, block", [("int4", (32, 1)), ("float8_e4m3fn", (128, 128))])
@@ -112,7 +122,28 @@ def test_quantised_matrices_are_read_in_the_kernel(dtype, block):
     by_hand = np.asarray(values, np.float64) * np.repeat(np.repeat(scales, block[0], 1), block[1], 2)
     expected = np.concatenate([lhs[:20] @ by_hand[0], lhs[20:] @ by_hand[2]])
     for backend in ("tpu", "ragged"):
-        near(grouped_matmul(lhs, packed, sizes, backend=backend), expected, 1e-5)
+        product = partial(grouped_matmul, backend=backend)
+        near(simulate(product, lhs, packed, sizes), expected, 1e-5)
+
+
+@pytest.mark.parametrize("tokens, vocab", [(7, 128), (40, 300), (16, 1000)])
+def test_token_logprobs(monkeypatch, tokens, vocab):
+    monkeypatch.setattr(logprobs_tpu, "SLICE_BYTES", 4 * tokens * 128)
+    draw = np.random.default_rng(6)
+    hidden, head = draw.normal(size=(1, tokens, 128)), draw.normal(size=(128, vocab)) / 4
+    targets, temperature = draw.integers(0, vocab, (1, tokens)), draw.uniform(0.3, 2, (1, tokens))
+    gradient = draw.normal(size=(1, tokens))
+    hidden, head, temperature = (x.astype(np.float32) for x in (hidden, head, temperature))
+
+    def both(backend):
+        def run(hidden, head):
+            options = {"temperature": temperature, "backend": backend}
+            (logprobs, entropy), back = jax.vjp(lambda *x: token_logprobs(*x, targets, **options), hidden, head)
+            return logprobs, entropy, back((gradient.astype(logprobs.dtype), jnp.zeros_like(entropy)))
+
+        return run
+
+    near(simulate(both("tpu"), hidden, head), in_float64(both("definition"), hidden, head), 1e-5)
 
 
 def test_bfloat16_is_as_near_as_plain_bfloat16():
@@ -124,7 +155,7 @@ def test_bfloat16_is_as_near_as_plain_bfloat16():
     low = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
     error = {}
     for backend in ("tpu", "definition"):
-        out = np.asarray(lightning_attention(*low, decay, backend=backend)[0], np.float64)
+        out = np.asarray(simulate(partial(lightning_attention, backend=backend), *low, decay)[0], np.float64)
         error[backend] = np.sqrt(np.square(out - exact).mean())
     assert error["tpu"] < 1.2 * error["definition"]
 

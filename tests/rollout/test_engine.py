@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pallas_kernels import token_logprobs
 from posttrain_jax.models.decoder import abstract
-from posttrain_jax.objectives.logprobs import token_logprobs
 from posttrain_jax.parallel import mesh as meshes
 from posttrain_jax.rollout.decode import Limits
 from posttrain_jax.rollout.engine import Engine

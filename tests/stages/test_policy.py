@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pallas_kernels import token_logprobs
 from posttrain_jax.models.decoder import Decoder
 from posttrain_jax.objectives.kl import kl_estimate
-from posttrain_jax.objectives.logprobs import token_logprobs
 from posttrain_jax.parallel.mesh import make_mesh
 from posttrain_jax.rollout.engine import Completion
 from posttrain_jax.run.recipe import OBJECTIVES, RL, Objective, Sampling

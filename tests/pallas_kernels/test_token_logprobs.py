@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posttrain_jax.objectives.logprobs import token_logprobs
+from pallas_kernels import token_logprobs
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +86,29 @@ def test_a_temperature_for_each_token(batch, chunk):
     for b, t in np.ndindex(*targets.shape):
         one = token_logprobs(hidden[b : b + 1, t : t + 1], head, targets[b : b + 1, t : t + 1], temperature=heat[b, t])
         np.testing.assert_allclose((found[b, t], entropy[b, t]), (one[0][0, 0], one[1][0, 0]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_vocabulary_split_over_devices():
+    draw = np.random.default_rng(7)
+    hidden, head = draw.normal(size=(2, 5, 8)).astype(np.float32), draw.normal(size=(8, 24)).astype(np.float32)
+    targets, gradient = draw.integers(0, 24, (2, 5)), draw.normal(size=(2, 5)).astype(np.float32)
+    mesh = jax.make_mesh((4,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+
+    def both(hidden, head, targets, axis_name=None):
+        run = lambda *x: token_logprobs(*x, targets, temperature=0.7, axis_name=axis_name)  # noqa: E731
+        found, back = jax.vjp(run, hidden, head)
+        return found, back((gradient, jnp.zeros_like(gradient)))
+
+    whole = spec()
+    parts = jax.shard_map(
+        lambda *x: both(*x, axis_name="tensor"),
+        mesh=mesh,
+        in_specs=(whole, spec(None, "tensor"), whole),
+        out_specs=((whole, whole), (whole, spec(None, "tensor"))),
+        check_vma=False,
+    )
+    for a, b in zip(
+        jax.tree.leaves(parts(hidden, head, targets)), jax.tree.leaves(both(hidden, head, targets)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=2e-6)
