@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import tiles
 
 LANES = 128
-SLICE_BYTES = 1 << 28  # of the gradients of logits that exist at one time
+SLICE_BYTES = 1 << 27  # of the gradients of logits that exist at one time
 
 PerToken = Float[Array, "batch length"]
 
@@ -41,7 +41,7 @@ def statistics(
     tokens = targets.size
     sizes = tiles.lookup("token_logprobs")
     rows = min(sizes["tokens"], -(-tokens // 8) * 8)
-    columns = min(sizes["vocab"], -(-vocab // LANES) * LANES)
+    columns = _columns(sizes, rows, width, vocab, hidden.dtype.itemsize)
     per_token = pl.BlockSpec((rows, 1), lambda t, n: (t, 0))
     grid = (pl.cdiv(tokens, rows), pl.cdiv(vocab, columns))
     found = pl.pallas_call(
@@ -69,6 +69,16 @@ def statistics(
     )(hidden.reshape(tokens, width), head, targets.reshape(-1, 1), inverse.reshape(-1, 1))
     normaliser, chosen, entropy = (x.reshape(shape) for x in found)
     return normaliser, chosen, entropy
+
+
+def _columns(sizes, rows, width, vocab, itemsize):
+    """As many words at a time as the table says, or fewer if their blocks and some logits do not fit in VMEM."""
+    columns = min(sizes["vocab"], -(-vocab // LANES) * LANES)
+    while columns > LANES and 2 * itemsize * width * (rows + columns) + 16 * rows * columns > sizes["bytes"] - (
+        2 << 20
+    ):
+        columns = columns // (2 * LANES) * LANES
+    return columns
 
 
 def _kernel(hidden, head, targets, inverse, normaliser, chosen, entropy, largest, total, spread, met, *, vocab):

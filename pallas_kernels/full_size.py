@@ -1,0 +1,123 @@
+"""The kernels at the sizes of the released models, on one chip's share of the experts: what the proofs compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.expert_ffn import expert_ffn
+from pallas_kernels.grouped_matmul import Quantized
+from pallas_kernels.lightning_attention import lightning_attention
+from pallas_kernels.lightning_attention.reference import lightning_step
+from pallas_kernels.token_logprobs import token_logprobs
+
+ROWS = 65_536  # of routed tokens on a chip
+TOKENS = 16_384
+DECODED = 256  # sequences that decode together
+
+
+class Family(NamedTuple):
+    """Widths as released, and the experts one of 16 chips holds (one of 4 where experts are few)."""
+
+    hidden: int
+    ffn: int
+    experts: int
+    top_k: int
+    vocab: int
+    lightning_heads: int = 0
+
+
+FAMILIES = {
+    "minimax_m2": Family(3072, 1536, 256 // 16, 8, 200_064),
+    "glm_4_6": Family(5120, 1536, 160 // 16, 8, 151_552),
+    "kimi_k2": Family(7168, 2048, 384 // 16, 8, 163_840),
+    "minimax_m1": Family(6144, 9216, 32 // 4, 2, 200_064, lightning_heads=64),
+}
+
+
+class Case(NamedTuple):
+    """A program, the shapes of its arguments, and the least it could compute (FLOPs)."""
+
+    kernel: str
+    mode: str
+    run: Callable[..., Any]
+    shapes: tuple[Any, ...]
+    least_flops: float
+
+
+def cases(family: Family) -> Iterator[Case]:
+    """Forward, backward (with the forward it needs) and decode of each kernel that the family uses."""
+    bf16 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)  # noqa: E731
+    int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
+    hidden, ffn, experts, top_k, vocab, heads = family
+
+    def routed(tokens):
+        return bf16(tokens, hidden), int32(tokens, top_k), bf16(tokens, top_k)
+
+    matrices = bf16(experts, hidden, ffn), bf16(experts, hidden, ffn), bf16(experts, ffn, hidden)
+
+    def run(*x):
+        return expert_ffn(*x, backend="tpu")
+
+    def backward(x, chosen, *rest):
+        return jax.grad(lambda x, *rest: _sum(run(x, chosen, *rest)), argnums=range(5))(x, *rest)
+
+    flops = 6.0 * ROWS * hidden * ffn
+    train = routed(ROWS // top_k)
+    yield Case("expert_ffn", "forward", run, (*train, *matrices), flops)
+    yield Case("expert_ffn", "backward", backward, (*train, *matrices), 3 * flops)
+    for name, dtype, scale, height, width in (
+        ("int4", jnp.int4, jnp.bfloat16, 32, 1),
+        ("fp8", jnp.float8_e4m3fn, jnp.float32, 128, 128),
+    ):
+        packed = tuple(
+            Quantized(
+                jax.ShapeDtypeStruct(w.shape, dtype),
+                jax.ShapeDtypeStruct((experts, w.shape[1] // height, w.shape[2] // width), scale),
+            )
+            for w in matrices
+        )
+        few = 6.0 * DECODED * top_k * hidden * ffn
+        yield Case("expert_ffn", f"decode {name}", run, (*routed(DECODED), *packed), few)
+
+    tokens = bf16(1, TOKENS, hidden), bf16(hidden, vocab), int32(1, TOKENS)
+
+    def found(*x):
+        return token_logprobs(*x, backend="tpu")
+
+    def slope(hidden, head, targets):
+        return jax.grad(lambda *x: found(*x, targets)[0].sum(), argnums=(0, 1))(hidden, head)
+
+    flops = 2.0 * TOKENS * hidden * vocab
+    yield Case("token_logprobs", "forward", found, tokens, flops)
+    yield Case("token_logprobs", "backward", slope, tokens, 4 * flops)
+
+    if heads:
+        x, decay = bf16(1, TOKENS, heads, 128), jax.ShapeDtypeStruct((heads,), jnp.float32)
+
+        def attend(q, k, v, decay, segments):
+            return lightning_attention(q, k, v, decay, segment_ids=segments, backend="tpu")
+
+        def back(q, k, v, *rest):
+            return jax.grad(lambda *x: _sum(attend(*x, *rest)[0]), argnums=(0, 1, 2))(q, k, v)
+
+        # q Sᵀ and k vᵀ, twice 128² multiply-adds a token and head; the products inside a chunk come on top
+        flops = 4.0 * TOKENS * heads * 128 * 128
+        packed = x, x, x, decay, int32(1, TOKENS)
+        yield Case("lightning_attention", "forward", attend, packed, flops)
+        yield Case("lightning_attention", "backward", back, packed, 4 * flops)
+        one, state = bf16(DECODED, heads, 128), jax.ShapeDtypeStruct((DECODED, heads, 128, 128), jnp.float32)
+        yield Case(
+            "lightning_attention",
+            "decode",
+            lightning_step,
+            (one, one, one, decay, state),
+            4.0 * DECODED * heads * 128**2,
+        )
+
+
+def _sum(x):
+    return x.astype(jnp.float32).sum()
