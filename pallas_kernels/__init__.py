@@ -3,5 +3,6 @@
 from pallas_kernels.expert_ffn import expert_ffn as expert_ffn
 from pallas_kernels.grouped_matmul import Quantized as Quantized
 from pallas_kernels.grouped_matmul import grouped_matmul as grouped_matmul
+from pallas_kernels.lightning_attention import context_lightning_attention as context_lightning_attention
 from pallas_kernels.lightning_attention import lightning_attention as lightning_attention
 from pallas_kernels.token_logprobs import token_logprobs as token_logprobs

@@ -5,9 +5,12 @@ Needs libtpu (``pip install "jax[tpu]"``). What it says is compiled, not measure
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,20 +21,34 @@ from pallas_kernels import tiles
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
 
+class Kernel(NamedTuple):
+    """A call of a kernel.
+
+    Attributes:
+      vmem_bytes: what the compiler assigned to it.
+      flops, moved_bytes: its own estimates of work and of HBM traffic.
+      least_bytes: the size of its arguments and results.
+    """
+
+    name: str
+    vmem_bytes: int
+    flops: float
+    moved_bytes: float
+    least_bytes: float
+
+
 class Program(NamedTuple):
     """What the compiler says of a program on one core.
 
     Attributes:
       temporary_bytes: HBM beside arguments and results.
-      argument_bytes, output_bytes: HBM of arguments and of results.
-      flops, bytes_accessed: over the whole program, a kernel counting with its own estimate.
+      flops: over the whole program, a kernel counting with its own estimate and a loop with one turn.
+      kernels: every call of a kernel.
     """
 
     temporary_bytes: int
-    argument_bytes: int
-    output_bytes: int
     flops: float
-    bytes_accessed: float
+    kernels: tuple[Kernel, ...]
 
 
 def compile_for(chip: str, f: Callable[..., Any], *shapes: Any) -> Program:
@@ -47,17 +64,42 @@ def compile_for(chip: str, f: Callable[..., Any], *shapes: Any) -> Program:
     """
     device = jax.sharding.SingleDeviceSharding(_device(chip))
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    with tiles.compiling_for(chip):
+    with tiles.compiling_for(chip), _uncached():
         # a function of its own: JAX remembers what it traced, and with which tile sizes
         compiled = jax.jit(lambda *x: f(*x)).trace(*placed).lower(lowering_platforms=("tpu",)).compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    return Program(
-        memory.temp_size_in_bytes,
-        memory.argument_size_in_bytes,
-        memory.output_size_in_bytes,
-        cost.get("flops", 0.0),
-        cost.get("bytes accessed", 0.0),
-    )
+    told: Any = compiled
+    kernels = tuple(_kernel(line) for line in told.as_text().splitlines() if '"tpu_custom_call"' in line)
+    flops = told.cost_analysis().get("flops", 0.0)
+    return Program(told.memory_analysis().temp_size_in_bytes, flops, kernels)
+
+
+def _kernel(line: str) -> Kernel:
+    """Reads one instruction of compiled HLO."""
+    head = re.match(r"\s*(?:ROOT )?%(.+?)(?:\.\d+)? = (.*?) custom-call\(", line)
+    operands = re.search(r"operand_layout_constraints=\{(.*?)\}, \w+=\S", line)
+    if head is None or operands is None:
+        raise RuntimeError(f"compiled HLO is not as expected: {line[:300]}")
+    number = lambda key: float(found[1]) if (found := re.search(key + r'":"(\d+)"', line)) else 0.0  # noqa: E731
+    vmem = re.search(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"', line)
+    least = _bytes(head[2]) + _bytes(operands[1])
+    return Kernel(head[1], int(vmem[1]) if vmem else 0, number('"flops'), number('"bytes_accessed'), least)
+
+
+def _bytes(shapes: str) -> float:
+    bits = lambda kind: int(re.findall(r"\d+", kind)[0]) if kind != "pred" else 8  # noqa: E731
+    sizes = re.findall(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]", shapes)
+    return sum(math.prod(map(int, filter(None, dims.split(",")))) * bits(kind) / 8 for kind, dims in sizes)
+
+
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """JAX's cache on disk cannot hold programs for devices that are not there."""
+    cached = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
 
 
 @functools.cache
@@ -65,4 +107,5 @@ def _device(chip: str) -> Any:
     if chip not in TOPOLOGIES:
         raise ValueError(f"chip={chip!r} is not one of {', '.join(TOPOLOGIES)}")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nobody fights for chips: let others compile meanwhile
     return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]

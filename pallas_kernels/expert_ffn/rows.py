@@ -53,7 +53,8 @@ def combine(
     weights: Float[Array, "tokens top_k"] | None = None,
 ) -> Float[Array, "tokens hidden"]:
     """y[t] = Σ_k weights[t, k] · rows[row_of_slot[t, k]]; all weights 1 if None."""
-    each = (rows[row_of_slot[:, k]] for k in range(row_of_slot.shape[1]))
-    if weights is None:
-        return sum(each)
-    return sum(weights[:, k, None].astype(rows.dtype) * x for k, x in enumerate(each))
+    total = jnp.zeros((), rows.dtype)
+    for k in range(row_of_slot.shape[1]):
+        row = rows[row_of_slot[:, k]]
+        total += row if weights is None else weights[:, k, None].astype(rows.dtype) * row
+    return total

@@ -20,8 +20,8 @@ class Form(NamedTuple):
     transposed_product: Callable[..., jax.Array]
 
 
-def form(name: str, block: int | None) -> Form:
-    """The form called ``name``, for groups padded to ``block`` rows, which "xla" needs and "tpu" does not."""
+def form(name: str, block: int) -> Form:
+    """The form called ``name``, for groups padded to ``block`` rows, of which "tpu" does not care."""
     if name == "tpu":
         return Form(name, tpu.products, tpu.transposed_product)
     return Form(name, partial(xla.products, block=block), partial(xla.transposed_product, block=block))

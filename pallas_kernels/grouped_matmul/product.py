@@ -37,7 +37,7 @@ def grouped_matmul(
     if backend == "xla" and not block:
         backend = "ragged"
     if backend in ("tpu", "xla"):
-        return _product(lhs, rhs, group_sizes, block, backend)
+        return _product(lhs, rhs, group_sizes, block or 1, backend)
     matrices = rhs.dequantized(lhs.dtype) if isinstance(rhs, Quantized) else rhs
     return (jax.lax.ragged_dot if backend == "ragged" else grouped_matmul_definition)(lhs, matrices, group_sizes)
 

@@ -74,12 +74,12 @@ def lightning_attention(
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def _attention(q, k, v, log_decay, segment_ids, initial_state, chunk, backend):
-    attend = FORMS[backend].attend
-    return attend(q, k, v, log_decay, layout(segment_ids, chunk), initial_state, chunk=chunk)
+    return _forward(q, k, v, log_decay, segment_ids, initial_state, chunk, backend)[0]
 
 
 def _forward(q, k, v, log_decay, segment_ids, initial_state, chunk, backend):
-    out, state = _attention(q, k, v, log_decay, segment_ids, initial_state, chunk, backend)
+    attend = FORMS[backend].attend
+    out, state = attend(q, k, v, log_decay, layout(segment_ids, chunk), initial_state, chunk=chunk)
     return (out, state), (q, k, v, log_decay, segment_ids, initial_state, out, state)
 
 

@@ -113,6 +113,13 @@ def _kernel(hidden, head, targets, inverse, normaliser, chosen, entropy, largest
         entropy[...] = log_total - spread[:, :1] / total[:, :1]
 
 
+def slice_columns(tokens: int, vocab: int, itemsize: int) -> int:
+    """Words whose logits' gradients exist at one time in the backward pass: slices as even as lanes allow."""
+    most = max(SLICE_BYTES // (tokens * itemsize) // LANES, 1) * LANES
+    slices = -(-vocab // most)
+    return min(-(-vocab // (slices * LANES)) * LANES, vocab)
+
+
 def gradient(
     hidden: Float[Array, "batch length hidden"],
     head: Float[Array, "hidden vocab"],
@@ -125,9 +132,8 @@ def gradient(
     width, vocab = head.shape
     rows = hidden.reshape(-1, width)
     targets, inverse, normaliser, scale = (x.reshape(-1, 1) for x in (targets, inverse, normaliser, scale))
-    most = max(SLICE_BYTES // (len(rows) * hidden.dtype.itemsize) // LANES, 1) * LANES
-    slices = -(-vocab // most)
-    columns = -(-vocab // (slices * LANES)) * LANES
+    columns = slice_columns(len(rows), vocab, hidden.dtype.itemsize)
+    slices = -(-vocab // columns)
     precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
     dot = partial(jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
 
@@ -145,7 +151,6 @@ def gradient(
         d_part = dot(rows, d_logits.astype(hidden.dtype), (((0,), (0,)), ((), ()))).astype(d_head.dtype)
         return d_hidden, jax.lax.dynamic_update_slice_in_dim(d_head, d_part, first, axis=1)
 
-    columns = min(columns, vocab)
     start = jnp.zeros(rows.shape, jnp.float32), jnp.zeros(head.shape, head.dtype)
     d_hidden, d_head = jax.lax.fori_loop(0, slices, some, start)
     return d_hidden.reshape(hidden.shape), d_head

@@ -37,7 +37,8 @@ def statistics(
         return some((hidden, targets, inverse))
     cut = partial(_cut, columns=columns)
     found, _ = jax.lax.map(some, (cut(hidden), cut(targets), cut(inverse)))
-    return tuple(_back(x, length) for x in found), None
+    normaliser, chosen, entropy = (_back(x, length) for x in found)
+    return (normaliser, chosen, entropy), None
 
 
 def gradient(
@@ -62,7 +63,8 @@ def gradient(
     length, columns = targets.shape[1], _columns(targets.shape, head, chunk)
     pieces = hidden, targets, inverse, normaliser, scale
     if columns == length:
-        return some(0.0, pieces)[::-1]
+        d_head, d_hidden = some(0.0, pieces)
+        return d_hidden, d_head
     pieces = jax.tree.map(partial(_cut, columns=columns), pieces)
     d_head, d_hidden = jax.lax.scan(some, jnp.zeros(head.shape, jnp.float32), pieces)
     return _back(d_hidden, length), d_head

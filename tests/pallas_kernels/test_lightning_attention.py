@@ -1,11 +1,13 @@
 """Lightning attention against NumPy transcriptions of its recurrence and of the makers' block form, in float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import lightning_attention
+from pallas_kernels import context_lightning_attention, lightning_attention
 from pallas_kernels.lightning_attention import decay_slopes, lightning_step
 
 BATCH, LENGTH, HEADS, DIM = 2, 23, 4, 6
@@ -161,3 +163,28 @@ def test_slopes():
 def test_an_unknown_backend_is_named(arrays):
     with pytest.raises(ValueError, match="'cuda'.*'xla', 'tpu', 'definition'"):
         lightning_attention(*arrays, -RATES, backend="cuda")
+
+
+def test_rows_split_over_devices():
+    """Sequences that end inside a part, span several, follow on padding, or find a part all padding between."""
+    draw = np.random.default_rng(5)
+    segments = [[1] * 16, [1] * 3 + [2] * 7 + [0] * 6, [0] * 6 + [3] * 9 + [1], [1] * 4 + [0] * 4 + [1] * 5 + [2] * 3]
+    q, k, v, weight = draw.normal(size=(4, 4, 16, HEADS, DIM)).astype(np.float32)
+    last_weight = draw.normal(size=(4, HEADS, DIM, DIM)).astype(np.float32)
+    length = jax.sharding.PartitionSpec(None, "context")
+    parts = jax.shard_map(
+        lambda *x: context_lightning_attention(*x[:3], -RATES, segment_ids=x[3], axis_name="context"),
+        mesh=jax.make_mesh((4,), ("context",), axis_types=(jax.sharding.AxisType.Auto,)),
+        in_specs=length,
+        out_specs=(length, jax.sharding.PartitionSpec()),
+        check_vma=False,
+    )
+
+    @partial(jax.jit, static_argnums=0)
+    def run(form, q, k, v):
+        found, back = jax.vjp(lambda *x: form(*x, np.array(segments, np.int32)), q, k, v)
+        return found, back((weight, last_weight))
+
+    whole = lambda *x: lightning_attention(*x[:3], -RATES, segment_ids=x[3])  # noqa: E731
+    for a, b in zip(*(jax.tree.leaves(run(form, q, k, v)) for form in (parts, whole)), strict=True):
+        near(a, np.asarray(b), 5e-6)

@@ -6,8 +6,9 @@ import os
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
 
-from pallas_kernels import expert_ffn, lightning_attention, tiles
+from pallas_kernels import expert_ffn
 from pallas_kernels.full_size import FAMILIES, cases
 from pallas_kernels.tpu_compiler import TOPOLOGIES, compile_for
 
@@ -33,16 +34,20 @@ def test_lightning_attention_and_its_gradient_keep_nothing_but_arrays_of_their_l
     assert program.temporary_bytes < 6 * one
 
 
-@pytest.mark.parametrize("chip", TOPOLOGIES)
-def test_experts_of_m2_where_xla_is_refused(chip):
+def test_experts_of_m2_where_xla_is_refused():
     (case,) = [c for c in cases(FAMILIES["minimax_m2"]) if (c.kernel, c.mode) == ("expert_ffn", "forward")]
-    assert compile_for(chip, case.run, *case.shapes).flops > 0
+    program = compile_for("v5p", case.run, *case.shapes)
+    assert [kernel.name for kernel in program.kernels] == ["grouped_matmul"] * 2
+    assert sum(k.moved_bytes for k in program.kernels) < 1.2 * sum(k.least_bytes for k in program.kernels)
 
 
 def test_what_does_not_fit_in_vmem_is_refused_by_the_compiler():
-    x = jax.ShapeDtypeStruct((1, 8192, 64, 128), jnp.float32)
-    with tiles.compiling_for("v5e"), pytest.raises(Exception, match="(?i)vmem|memory"):
-        compile_for("v5e", lambda q: lightning_attention(q, q, q, jnp.zeros(64), chunk=4096, backend="tpu"), x)
+    def copy(source, target):
+        target[...] = source[...]
+
+    x = jax.ShapeDtypeStruct((1 << 16, 1024), jnp.float32)
+    with pytest.raises(Exception, match="(?i)vmem|memory"):
+        compile_for("v5e", pl.pallas_call(copy, out_shape=x), x)
 
 
 def test_a_matrix_too_wide_for_vmem_is_told_before_the_compiler_sees_it():
