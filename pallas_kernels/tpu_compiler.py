@@ -94,7 +94,8 @@ def _bytes(shapes: str) -> float:
 @contextlib.contextmanager
 def _uncached() -> Iterator[None]:
     """JAX's cache on disk cannot hold programs for devices that are not there."""
-    cached = jax.config.jax_enable_compilation_cache
+    config: Any = jax.config
+    cached = config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield
