@@ -88,17 +88,14 @@ def _backward(block, backend, saved, gradient):
     way, top_k = form(backend, block), row_of_slot.shape[1]
     matrices = [w.dequantized(tokens.dtype) if isinstance(w, Quantized) else w for w in (gate, up, down)]
 
-    # the gradient before its weight: its product with ``inner`` is the weight's own gradient
     spread = dispatch(gradient, slot_of_row, top_k)
-    (d_inner,) = way.products([spread], matrices[2:], group_sizes, lambda x: [x], transposed=True)
-    sigma = jax.nn.sigmoid(a)
-    inner = a * sigma * b
-    of_row = (d_inner.astype(jnp.float32) * inner.astype(jnp.float32)).sum(axis=-1)
-    d_weights = of_row[row_of_slot].astype(weights.dtype)
+    share = jnp.append(weights.reshape(-1), jnp.zeros(1, weights.dtype))[slot_of_row][:, None].astype(jnp.float32)
+    options = {"outputs": 3} if backend == "tpu" else {}
+    d_a, d_b, shared_inner, of_row = way.products(
+        [spread], matrices[2:], group_sizes, _gate_gradient, transposed=True, beside=[a, b, share], sums=1, **options
+    )
+    d_weights = of_row[row_of_slot, 0].astype(weights.dtype)
 
-    share = jnp.append(weights.reshape(-1), jnp.zeros(1, weights.dtype))[slot_of_row][:, None].astype(d_inner.dtype)
-    d_inner = d_inner * share
-    d_a, d_b = d_inner * b * sigma * (1 + a * (1 - sigma)), d_inner * a * sigma
     (d_rows,) = way.products([d_a, d_b], matrices[:2], group_sizes, lambda x, y: [x + y], transposed=True)
 
     def matrix_gradient(w, lhs, rhs):
@@ -106,8 +103,18 @@ def _backward(block, backend, saved, gradient):
 
     rows = dispatch(tokens, slot_of_row, top_k)
     d_gate, d_up = matrix_gradient(gate, rows, d_a), matrix_gradient(up, rows, d_b)
-    d_down = matrix_gradient(down, inner * share, spread)
+    d_down = matrix_gradient(down, shared_inner, spread)
     return combine(d_rows, row_of_slot), d_weights, d_gate, d_up, d_down, None, None, None
 
 
 _ffn.defvjp(_forward, _backward)
+
+
+def _gate_gradient(d_inner, a, b, share):
+    """d_a, d_b, w · inner, and what sums up to d_w; ``d_inner`` is before its weight ``share``."""
+    a, b = a.astype(d_inner.dtype), b.astype(d_inner.dtype)
+    sigma = jax.nn.sigmoid(a)
+    silu, shared = a * sigma, d_inner * share.astype(d_inner.dtype)
+    inner = silu * b
+    slope = sigma * (1 + a * (1 - sigma))
+    return shared * b * slope, shared * silu, inner * share.astype(inner.dtype), d_inner * inner

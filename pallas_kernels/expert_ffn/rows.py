@@ -53,8 +53,12 @@ def combine(
     weights: Float[Array, "tokens top_k"] | None = None,
 ) -> Float[Array, "tokens hidden"]:
     """y[t] = Σ_k weights[t, k] · rows[row_of_slot[t, k]]; all weights 1 if None."""
-    total = jnp.zeros((), rows.dtype)
-    for k in range(row_of_slot.shape[1]):
+
+    def share(k):
         row = rows[row_of_slot[:, k]]
-        total += row if weights is None else weights[:, k, None].astype(rows.dtype) * row
+        return row if weights is None else weights[:, k, None].astype(rows.dtype) * row
+
+    total = share(0)
+    for k in range(1, row_of_slot.shape[1]):
+        total += share(k)
     return total

@@ -38,15 +38,21 @@ def products(
     outputs: int = 1,
     *,
     transposed: bool = False,
+    beside: Sequence[Float[Array, "rows width"]] = (),
+    sums: int = 0,
     name: str = "grouped_matmul",
-) -> list[Float[Array, "rows outer"]]:
-    """``finish(lhs[0][r] @ rhs[0][g], lhs[1][r] @ rhs[1][g], …)`` for each row r of each group g, in one pass.
+) -> list[Float[Array, "rows width"]]:
+    """``finish(lhs[0][r] @ rhs[0][g], lhs[1][r] @ rhs[1][g], …, beside[0][r], …)`` for each row r of each group g.
 
     Args:
       lhs: rows, one array for all matrices or one for each.
       rhs: ``[groups, inner, outer]`` each, or with ``transposed`` ``[groups, outer, inner]``.
       group_sizes: their sum may be less than the rows; the rest is zero in the result.
-      finish: of float32 tiles, to ``outputs`` tiles.
+      finish: of tiles, those of products in float32, to ``outputs`` tiles and ``sums`` tiles to be summed over columns.
+      beside: what else ``finish`` needs of a row: ``[rows, outer]``, or ``[rows, 1]``.
+
+    Returns:
+      ``[rows, outer]`` in the format of the rows, and float32 sums ``[rows, 1]``.
     """
     rows, inner = lhs[0].shape
     outer = rhs[0].shape[1 if transposed else 2]
@@ -54,7 +60,7 @@ def products(
     sizes = tiles.lookup("grouped_matmul")
     tile = min(sizes["rows"], -(-rows // sizes["strip"]) * sizes["strip"])
     strip = min(sizes["strip"], tile)
-    columns = _columns(sizes["bytes"], tile, inner, outer, lhs, rhs, outputs)
+    columns = _columns(sizes["bytes"], tile, inner, outer, lhs, rhs, outputs + len(beside))
     matrices = len(group_sizes)
     # the rows past the last group are a group of their own, whose product is zero
     rest = rows - group_sizes.sum(keepdims=True)
@@ -62,17 +68,22 @@ def products(
 
     row_block = pl.BlockSpec((tile, inner), lambda n, v, t, *_: (t[v], 0))
     out_block = pl.BlockSpec((tile, columns), lambda n, v, t, *_: (t[v], n))
+    one_block = pl.BlockSpec((tile, 1), lambda n, v, t, *_: (t[v], 0))
+    sum_block = pl.BlockSpec((tile, LANES), lambda n, v, t, *_: (t[v], n))
     flat_rhs, structure = jax.tree.flatten([_widened(x) if isinstance(x, Quantized) else x for x in rhs])
     specs = [_matrix_block(part, rhs[0].shape, columns, transposed, matrices) for part in flat_rhs]
     block = (columns, inner) if transposed else (inner, columns)
     plain = [pltpu.VMEM(block, dtype) for matrix in rhs if isinstance(matrix, Quantized)]
     itemsize = dtype.itemsize
     moved = (outer // columns) * sum(x.size for x in lhs) * itemsize + rows * outer * outputs * itemsize
-    return pl.pallas_call(
+    moved += sum(x.size * x.dtype.itemsize for x in beside) + sums * rows * outer // columns * LANES * 4
+    found = pl.pallas_call(
         partial(
             _kernel,
             rows=len(lhs),
             structure=structure,
+            beside=len(beside),
+            sums=sums,
             finish=finish,
             transposed=transposed,
             strip=strip,
@@ -81,11 +92,12 @@ def products(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
             grid=(outer // columns, walk.count),
-            in_specs=[row_block] * len(lhs) + specs,
-            out_specs=[out_block] * outputs,
+            in_specs=[row_block] * len(lhs) + specs + [one_block if x.shape[1] == 1 else out_block for x in beside],
+            out_specs=[out_block] * outputs + [sum_block] * sums,
             scratch_shapes=plain,
         ),
-        out_shape=[jax.ShapeDtypeStruct((rows, outer), dtype)] * outputs,
+        out_shape=[jax.ShapeDtypeStruct((rows, outer), dtype)] * outputs
+        + [jax.ShapeDtypeStruct((rows, outer // columns * LANES), jnp.float32)] * sums,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=sizes["bytes"] + (8 << 20)
         ),
@@ -96,7 +108,8 @@ def products(
         ),
         interpret=tiles.interpret(),
         name=name,
-    )(walk.tile, walk.group, walk.start, walk.end, *lhs, *flat_rhs)
+    )(walk.tile, walk.group, walk.start, walk.end, *lhs, *flat_rhs, *beside)
+    return [x if i < outputs else x[:, ::LANES].sum(axis=1, keepdims=True) for i, x in enumerate(found)]
 
 
 def transposed_product(
@@ -165,9 +178,10 @@ def _matrix_block(part, shape, columns, transposed, matrices):
     return pl.BlockSpec(block, lambda n, v, t, g, *_: (jnp.minimum(g[v], matrices - 1), 0, n))
 
 
-def _kernel(tile, group, start, end, *refs, rows, structure, finish, transposed, strip, last):
+def _kernel(tile, group, start, end, *refs, rows, structure, beside, sums, finish, transposed, strip, last):
     lhs, refs = refs[:rows], refs[rows:]
     rhs, refs = jax.tree.unflatten(structure, refs[: structure.num_leaves]), refs[structure.num_leaves :]
+    beside, refs = refs[:beside], refs[beside:]
     packed = [matrix for matrix in rhs if isinstance(matrix, Quantized)]
     outputs, plain = refs[: len(refs) - len(packed)], refs[len(refs) - len(packed) :]
     visit = pl.program_id(1)
@@ -204,8 +218,12 @@ def _kernel(tile, group, start, end, *refs, rows, structure, finish, transposed,
                             preferred_element_type=jnp.float32,
                         )
                         for i, matrix in enumerate(rhs)
-                    )
+                    ),
+                    *(x[here, :] for x in beside),
                 )
+                if sums:
+                    each = [x.sum(axis=1, keepdims=True) for x in found[-sums:]]
+                    found = [*found[:-sums], *(jnp.broadcast_to(x, (strip, LANES)) for x in each)]
                 for out, value in zip(outputs, found, strict=True):
                     out[here, :] = jnp.where(member, value.astype(out.dtype), out[here, :])
 

@@ -24,23 +24,33 @@ def products(
     *,
     block: int,
     transposed: bool = False,
-) -> list[Float[Array, "rows outer"]]:
-    """``finish(lhs[0][r] @ rhs[0][g], lhs[1][r] @ rhs[1][g], …)`` for each row r of each group g.
+    beside: Sequence[Float[Array, "rows width"]] = (),
+    sums: int = 0,
+) -> list[Float[Array, "rows width"]]:
+    """``finish(lhs[0][r] @ rhs[0][g], lhs[1][r] @ rhs[1][g], …, beside[0][r], …)`` for each row r of each group g.
 
-    Rows past the last group are zero. Every group size is a multiple of ``block``.
+    The last ``sums`` results are summed over their columns. Rows past the last group are zero. Every group size is a
+    multiple of ``block``.
     """
     dtype = lhs[0].dtype
     rhs = [x.dequantized(dtype) if isinstance(x, Quantized) else x for x in rhs]
     if len(lhs[0]) % block:
         raise ValueError(f"the blocked lowering needs rows={len(lhs[0])} to be a multiple of block={block}")
     way = _batched if rhs[0][0].size <= FEW_ENTRIES else _looped
-    return way(lhs, rhs, group_sizes, lambda *x: [y.astype(dtype) for y in finish(*x)], block, transposed)
+
+    def end(*x):
+        found = list(finish(*x))
+        kept, summed = found[: len(found) - sums], found[len(found) - sums :]
+        each = [y.astype(jnp.float32).sum(axis=1, keepdims=True) for y in summed]
+        return [y.astype(dtype) for y in kept] + each
+
+    return way(lhs, rhs, group_sizes, end, block, transposed, beside)
 
 
 FEW_ENTRIES = 1 << 17  # of a matrix, up to which a batched product wins (benchmarks/results/kernels_cpu.json)
 
 
-def _batched(lhs, rhs, group_sizes, finish, block, transposed):
+def _batched(lhs, rhs, group_sizes, finish, block, transposed, beside):
     group, inside = _groups(group_sizes, len(lhs[0]), block)
 
     def product(i, matrices):
@@ -49,17 +59,19 @@ def _batched(lhs, rhs, group_sizes, finish, block, transposed):
         dims = (((2,), (2 if transposed else 1,)), ((0,), (0,)))
         return jax.lax.dot_general(rows.reshape(-1, block, rows.shape[1]), matrices, dims).reshape(len(rows), -1)
 
-    return finish(*(product(i, matrices) for i, matrices in enumerate(rhs)))
+    return finish(*(product(i, matrices) for i, matrices in enumerate(rhs)), *beside)
 
 
-def _looped(lhs, rhs, group_sizes, finish, block, transposed):
+def _looped(lhs, rhs, group_sizes, finish, block, transposed, beside):
     ends = jnp.cumsum(group_sizes) // block
     matrices_of = lambda g: [jax.lax.dynamic_index_in_dim(x, g, keepdims=False) for x in rhs]  # noqa: E731
     dims = (((1,), (1 if transposed else 0,)), ((), ()))
 
     def one(index, matrices):
-        rows = [jax.lax.dynamic_slice_in_dim(x, index * block, block) for x in lhs]
-        return finish(*(jax.lax.dot_general(rows[min(i, len(rows) - 1)], m, dims) for i, m in enumerate(matrices)))
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, index * block, block)  # noqa: E731
+        rows = [cut(x) for x in lhs]
+        found = (jax.lax.dot_general(rows[min(i, len(rows) - 1)], m, dims) for i, m in enumerate(matrices))
+        return finish(*found, *(cut(x) for x in beside))
 
     def group(g, out):
         matrices = matrices_of(g)
