@@ -7,6 +7,7 @@ it, and is quoted there.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import shlex
 import subprocess
@@ -15,10 +16,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from absl import flags
+
 from posttrain_jax.errors import UserError
 from posttrain_jax.run.validate import nearest
 
 ROOT = Path(__file__).resolve().parent.parent
+SAVED = 75  # exit code of launch/train.py: stopped by a signal, everything saved, start it again
 CUBES = tuple(range(128, 12288 + 1, 128))  # TensorCores of whole 4x4x4 cubes, two on a chip
 
 
@@ -113,7 +117,7 @@ def training(arguments: Sequence[str], *, remote: bool) -> list[str]:
     Raises:
       UserError: no recipe is named, or the run would be lost with the machines.
     """
-    given = dict(pair for pair in _pairs(arguments))
+    given = dict(_pairs(arguments))
     if not given.get("config"):
         raise UserError("nothing to run: end with -- --config=configs/minimax_m2.py:full --workdir=DIR")
     workdir = given.get("workdir", "")
@@ -131,10 +135,34 @@ def training(arguments: Sequence[str], *, remote: bool) -> list[str]:
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(name, value) of every flag, written ``--a=b`` or ``--a b``."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in itertools.pairwise([*arguments, ""]):
         if argument.startswith("-"):
             key, equals, value = argument.lstrip("-").partition("=")
             yield key, value if equals else "" if following.startswith("-") else following
+
+
+def flags_of_all() -> flags.FlagValues:
+    """The flags that every launcher has."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("name", None, "of the run and what holds it; you choose it", flag_values=values)
+    flags.DEFINE_integer("lines", 50, "logs: how many lines", 1, flag_values=values)
+    flags.DEFINE_boolean("follow", False, "logs: go on until Ctrl-C", flag_values=values)
+    flags.DEFINE_boolean("dry_run", False, "print every command and run none", flag_values=values)
+    return values
+
+
+def flags_of_slices() -> flags.FlagValues:
+    """Those, and the flags of Google Cloud's TPUs."""
+    values = flags_of_all()
+    flags.DEFINE_string("zone", None, "zone of Google Cloud", flag_values=values)
+    flags.DEFINE_string("project", None, "project of Google Cloud (gcloud's own)", flag_values=values)
+    flags.DEFINE_string(
+        "type", None, f"of one slice: {', '.join(f'{kind}-N' for kind in GENERATIONS)}", flag_values=values
+    )
+    flags.DEFINE_integer("slices", 1, "slices, joined by the network of the data centre", 1, flag_values=values)
+    flags.DEFINE_string("worker", "0", "logs: of which worker, or all", flag_values=values)
+    flags.DEFINE_string("slice", "0", "logs: of which slice, or all", flag_values=values)
+    return values
 
 
 @dataclasses.dataclass

@@ -22,7 +22,6 @@ from absl import flags
 from posttrain_jax.errors import UserError
 
 ACTIONS = ("create_cluster", "run", "status", "logs", "delete", "delete_cluster")
-SAVED = 75  # launch/train.py was stopped by a signal and everything is saved
 CONTAINER = "jax-tpu"  # xpk's name for it
 
 
@@ -55,7 +54,7 @@ def _run(values: flags.FlagValues, train: list[str]) -> list[str]:
     else:
         command = f"pip install --quiet --editable '.[tpu]' && exec {python}"
         image = ["--base-docker-image=python:3.12", f"--script-dir={cluster.ROOT}"]
-    again = [f"--max-restarts={values.restarts}", f"--restart-on-exit-codes={SAVED}"]
+    again = [f"--max-restarts={values.restarts}", f"--restart-on-exit-codes={cluster.SAVED}"]
     grace = f"--termination-grace-period-seconds={values.grace}"
     name = f"--workload={cluster.name(values.name)}"
     what = f"--command={command.replace('$', '$$')}"
@@ -92,25 +91,18 @@ def _tier(values: flags.FlagValues) -> list[str]:
 
 
 def _flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    given = {"flag_values": values}
-    flags.DEFINE_string("cluster", None, "of Kubernetes", **given)
-    flags.DEFINE_string("name", None, "of the workload", **given)
-    flags.DEFINE_string("zone", None, "zone of Google Cloud (gcloud's own)", **given)
-    flags.DEFINE_string("project", None, "project of Google Cloud (gcloud's own)", **given)
-    flags.DEFINE_string("type", None, "accelerator type of one slice: v5litepod-N, v5p-N, v6e-N or tpu7x-N", **given)
-    flags.DEFINE_integer("slices", 1, "slices, joined by the network of the data centre", 1, **given)
-    flags.DEFINE_boolean("spot", False, "create_cluster: cheaper machines that may be taken away", **given)
-    flags.DEFINE_boolean("on_demand", False, "create_cluster: machines at their full price", **given)
-    flags.DEFINE_string("reservation", None, "create_cluster: machines of this reservation", **given)
-    flags.DEFINE_string("image", None, "run: a container image with an installed clone as its directory", **given)
-    flags.DEFINE_integer("restarts", 50, "run: how often a preempted or stopped workload starts again", 0, **given)
-    flags.DEFINE_integer("grace", 120, "run: seconds between SIGTERM and SIGKILL, to save in", 1, **given)
-    flags.DEFINE_string("worker", "0", "logs: of which worker, or all", **given)
-    flags.DEFINE_string("slice", "0", "logs: of which slice, or all", **given)
-    flags.DEFINE_integer("lines", 50, "logs: how many lines", 1, **given)
-    flags.DEFINE_boolean("follow", False, "logs: go on until Ctrl-C", **given)
-    flags.DEFINE_boolean("dry_run", False, "print the command and run nothing", **given)
+    values = cluster.flags_of_slices()
+    flags.DEFINE_string("cluster", None, "of Kubernetes", flag_values=values)
+    flags.DEFINE_boolean("spot", False, "create_cluster: cheaper machines that may be taken away", flag_values=values)
+    flags.DEFINE_boolean("on_demand", False, "create_cluster: machines at their full price", flag_values=values)
+    flags.DEFINE_string("reservation", None, "create_cluster: machines of this reservation", flag_values=values)
+    flags.DEFINE_string(
+        "image", None, "run: a container image with an installed clone as its directory", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "restarts", 50, "run: how often a preempted or stopped workload starts again", 0, flag_values=values
+    )
+    flags.DEFINE_integer("grace", 120, "run: seconds between SIGTERM and SIGKILL, to save in", 1, flag_values=values)
     return values
 
 

@@ -51,9 +51,9 @@ def _submit(values: flags.FlagValues, train: list[str]) -> list[str]:
     size = [f"--nodes={values.nodes}", f"--gpus-per-node={values.gpus}", f"--ntasks-per-node={values.gpus}"]
     end = [f"--time={values.time}", f"--signal=TERM@{values.grace}", "--requeue"]
     out = [f"--output={LOGS}/{values.name}.log", "--open-mode=append"]
-    script = str(cluster.ROOT / "launch" / "slurm.sh")
+    script = [str(cluster.ROOT / "launch" / file) for file in ("slurm.sh", "train.py")]  # SLURM copies the first away
     more = shlex.split(values.sbatch_flags)
-    return ["sbatch", f"--job-name={values.name}", *size, *end, *out, *more, script, *train]
+    return ["sbatch", f"--job-name={values.name}", *size, *end, *out, *more, *script, *train]
 
 
 def _nearest_time(given: str) -> str:
@@ -62,17 +62,14 @@ def _nearest_time(given: str) -> str:
 
 
 def _flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    given = {"flag_values": values}
-    flags.DEFINE_string("name", None, "of the job", **given)
-    flags.DEFINE_integer("nodes", 1, "machines", 1, **given)
-    flags.DEFINE_integer("gpus", 8, "GPUs of each machine; each has a process", 1, **given)
-    flags.DEFINE_string("time", "24:00:00", "limit of one start; the next goes on", **given)
-    flags.DEFINE_integer("grace", 300, "seconds from SIGTERM to the limit, to save in", 60, **given)
-    flags.DEFINE_string("sbatch_flags", "", "more flags for sbatch, such as '--partition=gpu --account=lab'", **given)
-    flags.DEFINE_integer("lines", 50, "logs: how many lines", 1, **given)
-    flags.DEFINE_boolean("follow", False, "logs: go on until Ctrl-C", **given)
-    flags.DEFINE_boolean("dry_run", False, "print every command and run none", **given)
+    values = cluster.flags_of_all()
+    flags.DEFINE_integer("nodes", 1, "machines", 1, flag_values=values)
+    flags.DEFINE_integer("gpus", 8, "GPUs of each machine; each has a process", 1, flag_values=values)
+    flags.DEFINE_string("time", "24:00:00", "limit of one start; the next goes on", flag_values=values)
+    flags.DEFINE_integer("grace", 300, "seconds from SIGTERM to the limit, to save in", 60, flag_values=values)
+    flags.DEFINE_string(
+        "sbatch_flags", "", "more flags for sbatch, such as '--partition=gpu --account=lab'", flag_values=values
+    )
     return values
 
 

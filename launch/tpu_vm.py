@@ -29,7 +29,6 @@ ACTIONS = ("watch", "create", "wait", "install", "run", "status", "logs", "stop"
 SENT = ("setup.py", "pyproject.toml", "README.md", "posttrain_jax", "pallas_kernels", "launch", "configs")
 WORKER = "posttrain_jax/launch/worker.sh"
 LOST = ("SUSPENDED", "FAILED")
-SAVED = 75  # launch/train.py was stopped by a signal and everything is saved
 FINAL = (0, 2)  # finished; bad input, which no second start mends
 # What a rehearsal of `watch` is told: nothing is there, then the machines are, then the run has ended well.
 SMOOTH = ("", "{name}\tACTIVE", "posttrain_jax: absent", "{name}\tACTIVE", "posttrain_jax: exited 0")
@@ -66,9 +65,8 @@ class Machines:
 
     def create(self) -> int:
         values = self.values
-        nodes = [f"--node-id={self.name}"]
-        if values.slices > 1:
-            nodes = [f"--node-count={values.slices}", f"--node-prefix={self.name}"]
+        many = [f"--node-count={values.slices}", f"--node-prefix={self.name}"]
+        nodes = many if values.slices > 1 else [f"--node-id={self.name}"]
         tier = ["--spot"] * values.spot + ["--reserved"] * values.reserved
         kind = [f"--accelerator-type={values.type}", f"--runtime-version={self.runtime}"]
         return self._gcloud("create", *nodes, *kind, *tier, *shlex.split(values.create_flags))
@@ -117,7 +115,7 @@ class Machines:
         while True:
             code, ended = self._mend()
             if ended is not None:
-                crashes += ended not in (*FINAL, SAVED)
+                crashes += ended not in (*FINAL, cluster.SAVED)
                 if ended in FINAL or crashes > self.values.retries:
                     return ended
                 code = self.run()
@@ -155,8 +153,8 @@ class Machines:
         said = re.findall(r"^posttrain_jax: (.+)$", out, re.MULTILINE)
         if code or not said:
             return "unreachable"
-        failed = [word for word in said if word not in ("absent", "running", "exited 0", f"exited {SAVED}")]
-        order = [*sorted(failed, key=lambda word: word != "exited 2"), "absent", "running", f"exited {SAVED}"]
+        failed = [word for word in said if word not in ("absent", "running", "exited 0", f"exited {cluster.SAVED}")]
+        order = [*sorted(failed, key=lambda word: word != "exited 2"), "absent", "running", f"exited {cluster.SAVED}"]
         return next((word for word in order if word in said), "exited 0")
 
     def _everywhere(self, command: str) -> int:
@@ -182,23 +180,16 @@ _STATUS = f"if [ -e {WORKER} ]; then bash {WORKER} status; else echo posttrain_j
 
 
 def _flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    given = {"flag_values": values}
-    flags.DEFINE_string("name", None, "of the queued resource, its TPU VMs and the run", **given)
-    flags.DEFINE_string("zone", None, "zone of Google Cloud", **given)
-    flags.DEFINE_string("project", None, "project of Google Cloud (gcloud's own)", **given)
-    flags.DEFINE_string("type", None, "accelerator type of one slice: v5litepod-N, v5p-N or v6e-N", **given)
-    flags.DEFINE_integer("slices", 1, "slices, joined by the network of the data centre", 1, **given)
-    flags.DEFINE_boolean("spot", False, "cheaper machines that may be taken away", **given)
-    flags.DEFINE_boolean("reserved", False, "machines of a reservation", **given)
-    flags.DEFINE_string("create_flags", "", "more flags for gcloud's create, such as --network=NAME", **given)
-    flags.DEFINE_string("worker", "0", "logs: of which worker, or all", **given)
-    flags.DEFINE_string("slice", "0", "logs: of which slice, or all", **given)
-    flags.DEFINE_integer("lines", 50, "logs: how many lines", 1, **given)
-    flags.DEFINE_boolean("follow", False, "logs: go on until Ctrl-C", **given)
-    flags.DEFINE_float("poll", 30.0, "wait, watch: seconds between looks", 0.0, **given)
-    flags.DEFINE_integer("retries", 3, "watch: new starts after a crash, and new tries when gcloud fails", 0, **given)
-    flags.DEFINE_boolean("dry_run", False, "print every command and run none", **given)
+    values = cluster.flags_of_slices()
+    flags.DEFINE_boolean("spot", False, "cheaper machines that may be taken away", flag_values=values)
+    flags.DEFINE_boolean("reserved", False, "machines of a reservation", flag_values=values)
+    flags.DEFINE_string(
+        "create_flags", "", "more flags for gcloud's create, such as --network=NAME", flag_values=values
+    )
+    flags.DEFINE_float("poll", 30.0, "wait, watch: seconds between looks", 0.0, flag_values=values)
+    flags.DEFINE_integer(
+        "retries", 3, "watch: new starts after a crash, and new tries when gcloud fails", 0, flag_values=values
+    )
     return values
 
 
