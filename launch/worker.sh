@@ -38,16 +38,10 @@ start() {
 
 # Runs detached, in a process group of its own; outlives the SIGTERM of that group to leave the exit code for `status`.
 attend() {
-  local code again signalled
-  trap 'signalled=yes' TERM
+  local code=0
+  trap '' TERM
   cd "$root"
-  "$venv/bin/python" -u launch/train.py "$@" &
-  while signalled=; do
-    again=0
-    wait $! || again=$?
-    [[ "$again" == 127 && -n "${code:-}" ]] || code=$again # 127: the wait that a signal cut short had it already
-    [[ -n "$signalled" ]] || break
-  done
+  env --default-signal=TERM "$venv/bin/python" -u launch/train.py "$@" || code=$?
   echo "$code" >"$ended.new"
   mv "$ended.new" "$ended"
 }

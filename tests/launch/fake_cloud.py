@@ -5,7 +5,7 @@ call, and acts: ssh and scp reach workers that are folders, a queued resource wa
 
 In the folder $FAKE_CLOUD: calls.jsonl; resources.json (name -> states still to come and nodes); worker-NODE-INDEX/, the
 home directories; states.json, a list of lists: what each new queued resource walks through; codes.json: the exit
-codes of the next starts of a trainer, where "hang" is one that waits for SIGTERM.
+codes of each process's starts, where "hang" is one that waits for SIGTERM.
 """
 
 import json
@@ -121,6 +121,8 @@ def gcloud(arguments):
             return 1
         del resources[name]
         save("resources.json", resources)
+        for pid in HERE.glob("worker-*/posttrain_jax.pid"):
+            subprocess.run(["kill", "-KILL", "--", f"-{pid.read_text().strip()}"], stderr=subprocess.DEVNULL)
         subprocess.run(["rm", "-rf", *HERE.glob("worker-*")])
     if verb == "scp":
         for home in chosen:
@@ -212,16 +214,18 @@ def python3(arguments):
 
 
 def python(arguments):
-    """launch/train.py on one worker: notes its arguments, and ends as codes.json says."""
-    with open(HERE / "trained.jsonl", "a") as file:
-        file.write(json.dumps({"home": Path.home().name, "arguments": arguments}) + "\n")
+    """launch/train.py in one process: notes its arguments, and ends its n-th start with the n-th code, or the last."""
+    me = [Path.home().name, os.environ.get("SLURM_PROCID")]
+    notes = HERE / "trained.jsonl"
+    earlier = [json.loads(line)["me"] for line in notes.read_text().splitlines()] if notes.exists() else []
+    with open(notes, "a") as file:
+        file.write(json.dumps({"me": me, "arguments": arguments}) + "\n")
     codes = load("codes.json", [0])
-    code = codes.pop(0) if len(codes) > 1 else codes[0]
-    save("codes.json", codes)
-    print(f"training ends with {code}", flush=True)
+    code = codes[min(earlier.count(me), len(codes) - 1)]
     if code == "hang":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-        (HERE / "hanging").touch()
+    print(f"training, to end with {code}", flush=True)
+    if code == "hang":
         time.sleep(60)
     return code
 

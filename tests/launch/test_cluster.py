@@ -27,6 +27,8 @@ PROGRAMS = (
     "python",
     "python3",
 )
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the workers are Linux machines")
+
 HARD = ["--config=configs/minimax_m2.py:full", "--workdir=gs://bucket/it's here", '--config.x=a "b"  $HOME `c` ; \\ *']
 ON = ["--name=m2", "--zone=us-east5-a"]
 NEW = [*ON, "--type=v5p-16", "--spot", "--poll=0"]
@@ -107,12 +109,12 @@ def test_step_by_step_on_two_slices(cloud):
     assert ok(cloud.run("tpu_vm.py", "status", *ON)).count("posttrain_jax: absent") == 4
 
     ok(cloud.run("tpu_vm.py", "run", *ON, "--", *HARD))
-    cloud.until(lambda: len(cloud.trained()) == 4)
+    cloud.until(lambda: all("to end" in log.read_text() for log in cloud.here.glob("worker-*/posttrain_jax.log")))
     expected = ["-u", "launch/train.py", "--distributed", *HARD]
     assert [run["arguments"] for run in cloud.trained()] == [expected] * 4
-    assert len({run["home"] for run in cloud.trained()}) == 4
+    assert len({run["me"][0] for run in cloud.trained()}) == 4
     assert ok(cloud.run("tpu_vm.py", "status", *ON)).count("posttrain_jax: running") == 4
-    cloud.until(lambda: "ends" in ok(cloud.run("tpu_vm.py", "logs", *ON, "--slice=1", "--worker=1")))
+    assert "training, to end with hang" in ok(cloud.run("tpu_vm.py", "logs", *ON, "--slice=1", "--worker=1"))
 
     ok(cloud.run("tpu_vm.py", "stop", *ON))
     assert ok(cloud.run("tpu_vm.py", "status", *ON)).count("posttrain_jax: exited 75") == 4
@@ -121,7 +123,7 @@ def test_step_by_step_on_two_slices(cloud):
 
 
 def test_what_is_preempted_is_created_and_started_again(cloud):
-    cloud.set(states=[["PROVISIONING", "ACTIVE", "SUSPENDING", "SUSPENDED"], ["ACTIVE"]], codes=["hang", "hang", 0])
+    cloud.set(states=[["PROVISIONING", "ACTIVE", "SUSPENDING", "SUSPENDED"], ["ACTIVE"]], codes=["hang", 0])
     ended = cloud.run("tpu_vm.py", "watch", *NEW, "--", *HARD)
     ok(ended)
     verbs = [verb for verb in cloud.verbs() if verb != "list"]
@@ -132,7 +134,7 @@ def test_what_is_preempted_is_created_and_started_again(cloud):
     assert "m2: SUSPENDED" in ended.stdout and ended.stdout.splitlines()[-1] == "m2: ACTIVE, exited 0"
 
 
-@pytest.mark.parametrize("codes, code, starts", [([75, 75, 0], 0, 2), ([134, 134, 0], 0, 2), ([2], 2, 1), ([9], 9, 3)])
+@pytest.mark.parametrize("codes, code, starts", [([75, 0], 0, 2), ([134, 0], 0, 2), ([2], 2, 1), ([9], 9, 3)])
 def test_exit_codes_of_a_watched_run(cloud, codes, code, starts):
     cloud.set(codes=codes)
     ended = cloud.run("tpu_vm.py", "watch", *NEW, "--retries=2", "--", *HARD)
@@ -192,7 +194,7 @@ def test_gke_hands_the_command_to_the_container(cloud):
 
 
 def test_slurm_requeues_what_was_stopped_and_passes_on_what_failed(cloud):
-    cloud.set(codes=[75, 75, 75, 75, 0])
+    cloud.set(codes=[75, 75, 0])
     ok(cloud.run("slurm.py", "run", "--name=m2", "--gpus=2", "--", *HARD))
     expected = ["-u", str(ROOT / "launch" / "train.py"), "--distributed", *HARD]
     assert [run["arguments"] for run in cloud.trained()] == [expected] * 6
