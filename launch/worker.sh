@@ -22,11 +22,16 @@ running() {
   [[ -s "$pid" && "$(ps -o args= -p "$(<"$pid")" || true)" == *worker.sh\ attend* ]]
 }
 
-# SIGTERM, upon which the run saves everything and exits with 75.
+# SIGTERM, upon which the run saves everything and exits with 75; SIGKILL to one that hangs on lost workers.
 stop() {
+  local patience=${PATIENCE:-600} # seconds
   running || return 0
   kill -TERM -- "-$(<"$pid")"
-  while running; do sleep 0.2; done
+  for ((tick = 0; tick < 5 * patience; tick++)); do
+    running || return 0
+    sleep 0.2
+  done
+  kill -KILL -- "-$(<"$pid")"
 }
 
 start() {

@@ -5,7 +5,7 @@ call, and acts: ssh and scp reach workers that are folders, a queued resource wa
 
 In the folder $FAKE_CLOUD: calls.jsonl; resources.json (name -> states still to come and nodes); worker-NODE-INDEX/, the
 home directories; states.json, a list of lists: what each new queued resource walks through; codes.json: the exit
-codes of each process's starts, where "hang" is one that waits for SIGTERM.
+codes of each process's starts, where "hang" is one that waits for SIGTERM and "deaf" one that ignores it.
 """
 
 import json
@@ -224,8 +224,10 @@ def python(arguments):
     code = codes[min(earlier.count(me), len(codes) - 1)]
     if code == "hang":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    if code == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     print(f"training, to end with {code}", flush=True)
-    if code == "hang":
+    if code in ("hang", "deaf"):
         time.sleep(60)
     return code
 

@@ -134,6 +134,24 @@ def test_what_is_preempted_is_created_and_started_again(cloud):
     assert "m2: SUSPENDED" in ended.stdout and ended.stdout.splitlines()[-1] == "m2: ACTIVE, exited 0"
 
 
+def test_a_run_that_hangs_is_killed_when_patience_ends(cloud):
+    cloud.set(codes=["deaf"])
+    cloud.environment["PATIENCE"] = "1"
+    home = cloud.here / "worker"
+    (home / "posttrain_jax.venv" / "bin").mkdir(parents=True)
+    (home / "posttrain_jax.venv" / "bin" / "python").symlink_to(cloud.here / "bin" / "python")
+
+    def worker(*arguments: str) -> str:
+        environment = {**cloud.environment, "HOME": str(home)}
+        command = ["bash", str(ROOT / "launch" / "worker.sh"), *arguments]
+        return ok(subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30))
+
+    worker("start", "--distributed")
+    cloud.until(lambda: "deaf" in (home / "posttrain_jax.log").read_text())
+    worker("stop")
+    cloud.until(lambda: worker("status") == "posttrain_jax: exited 137\n")
+
+
 @pytest.mark.parametrize("codes, code, starts", [([75, 0], 0, 2), ([134, 0], 0, 2), ([2], 2, 1), ([9], 9, 3)])
 def test_exit_codes_of_a_watched_run(cloud, codes, code, starts):
     cloud.set(codes=codes)
