@@ -60,8 +60,9 @@ def attend(
 ) -> tuple[Float[Array, "batch length heads head_dim"], Float[Array, "batch heads head_dim head_dim"]]:
     """The outputs, and the state at the far end; ``reverse`` runs from the last token to the first."""
     batch, length, heads, dim = q.shape
-    if length < chunk:  # a TMA box is no longer than its array
-        q, k, v = (jnp.pad(x, ((0, 0), (0, chunk - length), (0, 0), (0, 0))) for x in (q, k, v))
+    missing = max(chunk - length, -length % 8)  # a TMA box is no longer than its array, and 8 tokens are a tile
+    if missing:
+        q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (q, k, v))
     slots = tiles.lookup("lightning_attention")["slots"]
     counts = _counts(where, chunk, reverse)
     matrix = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
@@ -100,6 +101,12 @@ def attend(
         interpret=tiles.interpret_gpu(),
     )(q, k, v, counts, log_decay, state)
     return out[:, :length], state
+
+
+def shared_bytes(slots: int, dim: int) -> int:
+    """Shared memory of a CTA, without barriers: chunks on their way, two states, weighted values, two outputs."""
+    chunk = 2 * CHUNK * (2 * dim + CHUNK) + 4 * CHUNK * ROWS
+    return slots * chunk + 2 * CHUNK * (2 * dim + 3 * CHUNK)
 
 
 def _counts(where: Layout, chunk: int, reverse: bool) -> Float[Array, "batch chunks rows chunk"]:
