@@ -95,9 +95,7 @@ def attend(
         grid_names=("batch", "head", "columns"),
         num_threads=4,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(
-            approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
-        ),
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
         interpret=tiles.interpret_gpu(),
     )(q, k, v, counts, log_decay, state)
     return out[:, :length], state

@@ -65,15 +65,28 @@ def test_shapes_it_cannot_take_are_told():
             lightning_attention(wrong, wrong, wrong, decay, chunk=chunk, backend="gpu")
 
 
-def simulate(f, *arguments):
-    """As one program, and to its end: the simulation calls back into Python, which must find nobody waiting."""
-    with tiles.compiling_for("h200"), tiles.interpreting_gpu():
-        return jax.block_until_ready(jax.jit(lambda *x: f(*x))(*jax.tree.map(jnp.asarray, arguments)))
+@pytest.fixture
+def simulated(monkeypatch):
+    """Every kernel as a program of its own: those of one may run at once, and the simulation has one memory."""
+    inner = gpu.attend
+
+    def alone(*inputs, chunk, reverse=False):
+        run = jax.jit(lambda *x: inner(*x, chunk=chunk, reverse=reverse))
+        return jax.block_until_ready(run(*jax.block_until_ready(inputs)))
+
+    monkeypatch.setattr(gpu, "attend", alone)
+    with tiles.compiling_for("h200"), tiles.interpreting_gpu(plgpu.InterpretGPUParams(detect_races=True)):
+        yield
+    from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+
+    assert not gpu_callbacks.get_races().races_found
 
 
 def in_float64(f, *arguments):
     with jax.enable_x64(True):
-        wide = [np.asarray(x, np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else np.asarray(x) for x in arguments]
+        wide = [
+            np.asarray(x, np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else np.asarray(x) for x in arguments
+        ]
         return jax.tree.map(lambda x: np.asarray(x, np.float64), f(*wide))
 
 
@@ -92,63 +105,47 @@ def example(length, decay, segments=None, batch=1, dim=128, seed=0):
     return q, k, v, -jnp.asarray(decay, jnp.float32), jnp.asarray(segments), start, g, g_last
 
 
-PACKED = np.repeat([0, 1, 2, 0, 3, 0], [3, 90, 20, 40, 60, 14])[None]
+PACKED = np.repeat([0, 1, 2, 0, 3, 0], [3, 60, 20, 20, 40, 7])[None]  # three chunks, the last partly filled
+
+
+@SIMULATED
+def test_values_and_gradients_are_as_near_as_plain_bfloat16(simulated):
+    """Outputs, states and the gradients of q, k, v and the first state; that of the decay is a difference of sums."""
+    inputs = example(PACKED.shape[1], [0.0, 9.0], PACKED, dim=64)
+    exact = in_float64(partial(gradients, backend="definition"), *inputs)
+    plain = gradients(*inputs, backend="xla")
+    found = gradients(*inputs)
+    for name, pick in {
+        **{name: lambda x, i=i: x[0][i] for i, name in enumerate(("out", "state"))},
+        **{name: lambda x, i=i: x[1][i] for i, name in ((0, "d_q"), (1, "d_k"), (2, "d_v"), (4, "d_start"))},
+    }.items():
+        # what a rounding to bfloat16 of both factors costs beside that of the result
+        assert error(pick(found), pick(exact)) < max(1.7 * error(pick(plain), pick(exact)), 3e-3), name
 
 
 @SIMULATED
 @pytest.mark.parametrize(
     "inputs",
-    [
-        example(256, [0.0, 0.1]),
-        example(150, [0.02, 9.0], seed=1),
-        example(PACKED.shape[1], [0.0, 0.3], PACKED, seed=2),
-        example(70, [0.5], np.ones((2, 70)), batch=2, dim=64, seed=3),
-        example(5, [1.0], seed=4),
-    ],
-    ids=["whole chunks", "part of a chunk", "packed with padding", "two rows of head_dim 64", "less than a chunk"],
+    [example(300, [0.1], seed=1), example(70, [0.5], batch=2, dim=64, seed=2), example(5, [1.0], dim=64, seed=3)],
+    ids=["head_dim 128 and every slot twice", "two rows", "less than a chunk"],
 )
-def test_values_and_gradients_are_as_near_as_plain_bfloat16(inputs):
-    """Outputs, states and the gradients of q, k, v and the first state; that of the decay is a difference of sums."""
-    exact = in_float64(partial(gradients, backend="definition"), *inputs)
-    plain = gradients(*inputs, backend="xla")
-    found = simulate(gradients, *inputs)
-    named = lambda x: dict(zip(("out", "state", "q", "k", "v", "start"), (*x[0], *x[1][:3], x[1][4]), strict=True))  # noqa: E731
-    exact, plain, found = named(exact), named(plain), named(found)
-    for name in exact:
-        # what one rounding to bfloat16 of every factor costs: 2^-9 / sqrt(3), a few times over
-        assert error(found[name], exact[name]) < max(1.5 * error(plain[name], exact[name]), 4e-3), name
+def test_it_has_no_more_error_than_the_definition_in_bfloat16(simulated, inputs):
+    exact = in_float64(partial(attend, backend="definition"), *inputs[:6])
+    plain = attend(*inputs[:6], backend="definition")
+    found = attend(*inputs[:6])
+    assert error(found[0], exact[0]) < max(1.7 * error(plain[0], exact[0]), 3e-3)
+    assert error(found[1], exact[1]) < 3e-3  # what is added to the state has one factor rounded
 
 
 @SIMULATED
-def test_what_padding_holds_is_never_multiplied():
-    q, k, v, decay, segments, start, *_ = example(PACKED.shape[1], [0.0], PACKED, seed=5)
+def test_what_padding_holds_is_never_multiplied(simulated):
+    q, k, v, decay, segments, start, *_ = example(PACKED.shape[1], [0.0], PACKED, dim=64, seed=5)
     spoil = jnp.where((segments == 0)[..., None, None], jnp.nan, 0).astype(jnp.bfloat16)
-    clean = simulate(attend, q, k, v, decay, segments, start)
-    spoiled = simulate(attend, q + spoil, k + spoil, v + spoil, decay, segments, start)
+    clean = attend(q, k, v, decay, segments, start)
+    spoiled = attend(q + spoil, k + spoil, v + spoil, decay, segments, start)
     for a, b in zip(clean, spoiled, strict=True):
         np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
     assert not np.asarray(clean[0], np.float32)[np.asarray(segments) == 0].any()
-
-
-@SIMULATED
-def test_it_has_no_more_error_than_the_definition_in_bfloat16():
-    q, k, v, decay, segments, start, *_ = example(200, [0.01, 0.5], seed=6)
-    start = jnp.zeros_like(start)
-    exact = in_float64(partial(attend, backend="definition"), q, k, v, decay, segments, start)[0]
-    found = simulate(attend, q, k, v, decay, segments, start)[0]
-    plain = attend(q, k, v, decay, segments, start, backend="definition")[0]
-    assert error(found, exact) < 1.2 * error(plain, exact) + 2e-3
-
-
-@SIMULATED
-def test_warpgroups_do_not_race():
-    q, k, v, decay, segments, start, *_ = example(600, [0.1], dim=64, seed=7)
-    with tiles.compiling_for("h200"), tiles.interpreting_gpu(plgpu.InterpretGPUParams(detect_races=True)):
-        out, _ = jax.block_until_ready(jax.jit(lambda *x: attend(*x))(q, k, v, decay, segments, start))
-    from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
-
-    assert not gpu_callbacks.get_races().races_found
-    assert error(out, in_float64(partial(attend, backend="xla"), q, k, v, decay, segments, start)[0]) < 1e-2
 
 
 def test_it_is_one_of_the_forms():
