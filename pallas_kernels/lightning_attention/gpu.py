@@ -171,6 +171,7 @@ def _warpgroup(
                     kept = _column(rows, slot, KEY, stored.shape[-1]) > 0
                     stored[slot] = jnp.where(kept, _matrix(stored.at[slot]), jnp.bfloat16(0))
 
+            across = rows[slot, ACROSS, 0]
             states[turn] = state.astype(jnp.bfloat16)
             weights = _decay(rate, _column(rows, slot, REST, CHUNK))
             weighted[...] = (_matrix(vs.at[slot]).astype(jnp.float32) * weights).astype(jnp.bfloat16)
@@ -182,7 +183,7 @@ def _warpgroup(
                 return sums[...]
 
             joined = pl.run_scoped(join, plgpu.ACC((dim, CHUNK), jnp.float32))
-            state = _decay(rate, rows[slot, ACROSS, 0]) * state + joined
+            state = _decay(rate, across) * state + joined
             plgpu.barrier_arrive(free.at[slot])
             return state
 
