@@ -182,7 +182,7 @@ def _warpgroup(
                 plgpu.wgmma(sums, ks.at[slot].transpose((1, 0)), weighted)
                 return sums[...]
 
-            joined = pl.run_scoped(join, plgpu.ACC((dim, CHUNK), jnp.float32))
+            joined = pl.run_scoped(join, plgpu.WGMMAAccumulatorRef((dim, CHUNK), jnp.float32))
             state = _decay(rate, across) * state + joined
             plgpu.barrier_arrive(free.at[slot])
             return state
@@ -217,7 +217,7 @@ def _warpgroup(
                 # a row that is no token is chosen out, whatever its query holds
                 return summed[...] + jnp.where(near >= 0, _decay(rate, near) * carried[...], 0.0)
 
-            sums = plgpu.ACC((CHUNK, CHUNK), jnp.float32)
+            sums = plgpu.WGMMAAccumulatorRef((CHUNK, CHUNK), jnp.float32)
             outputs = pl.run_scoped(mix, sums, sums, sums)
             plgpu.barrier_arrive(free.at[slot])
             plgpu.barrier_arrive(used.at[turn])
