@@ -31,6 +31,17 @@ CANDIDATES: dict[str, tuple[str, str, dict[str, list[int]]]] = {
         "minimax_m2",
         {"rows": [256, 512, 1024], "inner": [768, 1536, 3072], "outer": [768, 1536]},
     ),
+    "softmax_attention": (
+        "softmax_attention",
+        "minimax_m2",
+        {"queries": [256, 512, 1024], "keys": [256, 512, 1024], "heads": [2, 4, 8]},
+    ),
+    "softmax_attention_backward": (
+        "softmax_attention",
+        "minimax_m2",
+        {"queries": [256, 512, 1024], "keys": [256, 512, 1024], "heads": [2, 4, 8]},
+    ),
+    "latent_attention_step": ("latent_attention_step", "kimi_k2", {"tokens": [512, 1024, 2048]}),
     "token_logprobs": ("token_logprobs", "minimax_m2", {"tokens": [256, 512, 1024], "vocab": [512, 1024, 2048]}),
 }
 
