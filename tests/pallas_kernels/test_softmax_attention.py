@@ -117,22 +117,21 @@ def value_and_gradients(q, k, v, g, segments, start, backend, traced=False):
     real = (segments[:, start:] != 0)[..., None, None]
 
     def run(q, k, v):
-        def attend(q, k, v, start):
-            options = {"kv_segment_ids": segments, "query_start": start, "backend": backend, "scale": 0.3}
-            return softmax_attention(q, k, v, segment_ids=segments[:, start_known:], **options)
+        def attend(q, k, v):
+            options = {"kv_segment_ids": segments, "query_start": begin, "backend": backend, "scale": 0.3}
+            return softmax_attention(q, k, v, segment_ids=segments[:, start:], **options)
 
-        start_known = start
         begin = jnp.int32(start) if traced else start
-        (out, peaks), back = jax.vjp(lambda *x: attend(*x, begin), q, k, v)
+        (out, peaks), back = jax.vjp(attend, q, k, v)
         return jnp.where(real, out, 0), peaks, back((jnp.where(real, g, 0).astype(out.dtype), jnp.ones_like(peaks)))
 
-    return run(q, k, v)
+    return jax.jit(run)(q, k, v)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 99),
-    keys=st.sampled_from([1, 2, 65, 130, 300]),
+    keys=st.sampled_from([1, 65, 300]),
     started=st.sampled_from([0, 0.3, 0.9]),
     kv_heads=st.integers(1, 2),
     group=st.integers(1, 3),
