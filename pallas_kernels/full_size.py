@@ -47,13 +47,17 @@ FAMILIES = {
 
 
 class Case(NamedTuple):
-    """A program, the shapes of its arguments, and the least it could compute (FLOPs)."""
+    """A program, the shapes of its arguments, and the least it could compute (FLOPs).
+
+    ``integers``: least and largest + 1 of integer arguments where the time depends on them.
+    """
 
     kernel: str
     mode: str
     run: Callable[..., Any]
     shapes: tuple[Any, ...]
     least_flops: float
+    integers: tuple[int, int] | None = None
 
 
 def cases(family: Family) -> Iterator[Case]:
@@ -148,8 +152,8 @@ def _softmax_cases(family: Family) -> Iterator[Case]:
     )
     # the half that causality leaves of one sequence; backwards q·k and g·v again, and the three gradients
     pairs = heads * TOKENS * (TOKENS + 1) / 2
-    yield Case("softmax_attention", "forward", attend, packed, 2 * pairs * (head_dim + value_dim))
-    yield Case("softmax_attention", "backward", back, packed, 2 * pairs * (4 * head_dim + 3 * value_dim))
+    yield Case("softmax_attention", "forward", attend, packed, 2 * pairs * (head_dim + value_dim), (1, 2))
+    yield Case("softmax_attention", "backward", back, packed, 2 * pairs * (4 * head_dim + 3 * value_dim), (1, 2))
     if rank := family.rank:
         width = rank + head_dim - value_dim
 
@@ -158,7 +162,7 @@ def _softmax_cases(family: Family) -> Iterator[Case]:
 
         shapes = bf16(DECODED, heads, width), bf16(DECODED, CACHED, width), int32(DECODED)
         flops = 2.0 * DECODED * CACHED * heads * (width + rank)
-        yield Case("latent_attention_step", "decode", step, shapes, flops)
+        yield Case("latent_attention_step", "decode", step, shapes, flops, (0, CACHED))
 
 
 def _sum(x):

@@ -1,6 +1,6 @@
 """``python -m pallas_kernels.tune``: finds the fastest tile sizes on the attached chip, writes them to ``tiles.json``.
 
-Every candidate is timed at the full sizes of one model, forward and backward; what does not compile is passed over.
+Every candidate is timed at the full sizes of one model, forward and backward (or decode); what does not compile is passed over.
 Without a TPU, ``--check`` compiles the table as it is for every generation.
 """
 
@@ -70,7 +70,7 @@ def tune(kernel: str) -> dict[str, int]:
     """The sizes of the candidate with the shortest time, forward and backward together."""
     name, family, choices = CANDIDATES[kernel]
     chip, best = tiles.chip(), (float("inf"), tiles.lookup(kernel))
-    chosen = [case for case in cases(FAMILIES[family]) if case.kernel == name and case.mode in ("forward", "backward")]
+    chosen = _cases(name, family)
     for sizes in ({**tiles.lookup(kernel), **x} for x in _combinations(choices)):
         with tiles.compiling_for(chip, **{kernel: sizes}):
             try:
@@ -87,11 +87,16 @@ def check(kernels: list[str]) -> None:
     """Compiles what the table says, forward and backward, for every generation."""
     for chip, kernel in itertools.product(TOPOLOGIES, kernels):
         name, family, _ = CANDIDATES[kernel]
-        for case in cases(FAMILIES[family]):
-            if case.kernel == name and case.mode in ("forward", "backward"):
-                program = compile_for(chip, case.run, *case.shapes)
-                vmem = max(k.vmem_bytes for k in program.kernels)
-                print(f"{chip} {kernel} {case.mode}: compiles, {vmem / 2**20:.0f} MiB of VMEM")
+        for case in _cases(name, family):
+            program = compile_for(chip, case.run, *case.shapes)
+            vmem = max(k.vmem_bytes for k in program.kernels)
+            print(f"{chip} {kernel} {case.mode}: compiles, {vmem / 2**20:.0f} MiB of VMEM")
+
+
+def _cases(name: str, family: str) -> list[Case]:
+    """Forward and backward; of a kernel that only decodes, that."""
+    found = [case for case in cases(FAMILIES[family]) if case.kernel == name]
+    return [case for case in found if case.mode in ("forward", "backward")] or found
 
 
 def _combinations(choices: dict[str, list[int]]) -> Iterator[dict[str, int]]:
@@ -103,8 +108,8 @@ def _seconds(case: Case, experts: int, turns: int = 5) -> float:
     draw = np.random.default_rng(0)
 
     def some(shape: jax.ShapeDtypeStruct) -> jax.Array:
-        if jnp.issubdtype(shape.dtype, jnp.integer):  # experts; words and segments may be anything
-            return jnp.asarray(draw.integers(0, experts, shape.shape), shape.dtype)
+        if jnp.issubdtype(shape.dtype, jnp.integer):  # experts; words may be anything
+            return jnp.asarray(draw.integers(*(case.integers or (0, experts)), shape.shape), shape.dtype)
         return jnp.asarray(-draw.random(shape.shape), shape.dtype)
 
     arguments = jax.tree.map(some, case.shapes)
