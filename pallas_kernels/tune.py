@@ -1,6 +1,7 @@
 """``python -m pallas_kernels.tune``: finds the fastest tile sizes on the attached chip, writes them to ``tiles.json``.
 
-Every candidate is timed at the full sizes of one model, forward and backward (or decode); what does not compile is passed over.
+Every candidate is timed at the full sizes of one model, forward and backward, or decoding where that is all there is;
+what does not compile is passed over.
 Without a TPU, ``--check`` compiles the table as it is for every generation.
 """
 
