@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.softmax_attention import cached_attention, softmax_attention
 from posttrain_jax.models.architecture import Architecture
 from posttrain_jax.models.parts import constant, linear, parameter, rms_norm
 from posttrain_jax.models.rope import Rotation, rotate, score_scale
-from posttrain_jax.models.softmax_attention import cached_attention, segment_attention
 
 Cache = dict[str, Any]
 
@@ -53,7 +53,7 @@ class GroupedQueryAttention(nnx.Module):
     ) -> tuple[Float[Array, "batch length hidden"], Float[Array, " heads"]]:
         """Attention inside the segments of packed rows, and each head's largest logit; ``layer`` does not matter."""
         q, k, v = self._project(x, rotation)
-        mixed, peaks = segment_attention(q, k, v, segment_ids, scale=score_scale(self.arch))
+        mixed, peaks = softmax_attention(q, k, v, segment_ids=segment_ids, scale=score_scale(self.arch))
         return self._out(mixed), peaks
 
     def empty_cache(self, batch: int, length: int, dtype: str) -> Cache:

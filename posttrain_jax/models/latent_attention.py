@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.softmax_attention import cached_attention, latent_attention_step, softmax_attention
 from posttrain_jax.models.architecture import Architecture
 from posttrain_jax.models.parts import constant, linear, parameter, rms_norm
 from posttrain_jax.models.rope import Rotation, rotate, score_scale
-from posttrain_jax.models.softmax_attention import cached_attention, segment_attention
 
 LATENT_EPS = 1e-6  # of the norms inside, whatever the model's own (released modelling code)
 
@@ -58,7 +58,7 @@ class LatentAttention(nnx.Module):
         turned_k = jnp.broadcast_to(turned_k[:, :, None], turned_q.shape)
         q = jnp.concatenate([plain_q, turned_q], axis=-1)
         k = jnp.concatenate([plain_k, turned_k], axis=-1)
-        mixed, peaks = segment_attention(q, k, v, segment_ids, scale=score_scale(self.arch))
+        mixed, peaks = softmax_attention(q, k, v, segment_ids=segment_ids, scale=score_scale(self.arch))
         return self._out(mixed), peaks
 
     def empty_cache(self, batch: int, length: int, dtype: str) -> dict[str, Any]:
@@ -86,8 +86,12 @@ class LatentAttention(nnx.Module):
         expand = self.kv[...].astype(x.dtype).reshape(rank, self.arch.heads, -1)
         into_k, into_v = expand[..., : self.plain_dim], expand[..., self.plain_dim :]
         q = jnp.concatenate([jnp.einsum("bnhd,rhd->bnhr", plain_q, into_k), turned_q], axis=-1)
-        keys, values = cached.swapaxes(1, 2)[:, None], cached[:, None, :, :rank]
-        mixed = cached_attention(q, keys, values, positions, scale=score_scale(self.arch))
+        scale = score_scale(self.arch)
+        if x.shape[1] == 1:
+            mixed = latent_attention_step(q[:, 0], cached, positions[:, 0], rank=rank, scale=scale)[:, None]
+        else:
+            keys, values = cached.swapaxes(1, 2)[:, None], cached[:, None, :, :rank]
+            mixed = cached_attention(q, keys, values, positions, scale=scale)
         return self._out(jnp.einsum("bnhr,rhv->bnhv", mixed, into_v)), {"latent": cached}
 
     def _queries(self, x, rotation):
