@@ -161,7 +161,7 @@ def test_slopes():
 
 
 def test_an_unknown_backend_is_named(arrays):
-    with pytest.raises(ValueError, match="'cuda'.*'xla', 'tpu', 'definition'"):
+    with pytest.raises(ValueError, match="'cuda'.*'xla', 'tpu', 'gpu', 'definition'"):
         lightning_attention(*arrays, -RATES, backend="cuda")
 
 
