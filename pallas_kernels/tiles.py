@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 
 TABLE = Path(__file__).with_name("tiles.json")
-# what a TPU calls itself -> the name in the table
+# what a chip calls itself -> the name in the table
 KINDS = {
     "TPU v5 lite": "v5e",
     "TPU v5e": "v5e",
@@ -24,11 +25,15 @@ KINDS = {
     "TPU v6e": "v6e",
     "TPU7x": "tpu7x",
     "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H100 PCIe": "h100",
+    "NVIDIA H100 NVL": "h100",
+    "NVIDIA GH200 480GB": "h100",
     "NVIDIA H200": "h200",
 }
 _chip: ContextVar[str | None] = ContextVar("chip", default=None)
 _changed: ContextVar[dict[str, Any] | None] = ContextVar("changed", default=None)
 _interpreted: ContextVar[pltpu.InterpretParams | None] = ContextVar("interpreted", default=None)
+_interpreted_gpu: ContextVar[Any] = ContextVar("interpreted_gpu", default=None)
 
 
 @functools.cache
@@ -50,6 +55,11 @@ def lookup(kernel: str) -> dict[str, int]:
 def interpret() -> Any:
     """What a TPU kernel's ``interpret`` argument is now: False, or the simulation that ``interpreting`` asked for."""
     return _interpreted.get() or False
+
+
+def interpret_gpu() -> Any:
+    """What a GPU kernel's ``interpret`` argument is now: False, or the simulation of ``interpreting_gpu``."""
+    return _interpreted_gpu.get() or False
 
 
 def largest_divisor(number: int, most: int) -> int:
@@ -83,3 +93,23 @@ def interpreting(params: pltpu.InterpretParams | None = None) -> Iterator[None]:
         yield
     finally:
         _interpreted.reset(token)
+
+
+@contextlib.contextmanager
+def interpreting_gpu(params: Any = None) -> Iterator[None]:
+    """Runs GPU kernels traced inside on the CPU, in JAX's simulation of Mosaic GPU.
+
+    Args:
+      params: an ``InterpretGPUParams``; None is the simulation as it comes.
+
+    Raises:
+      NotImplementedError: before JAX 0.11 the simulation lacks what the kernels need.
+    """
+    simulation = getattr(plgpu, "InterpretGPUParams", None)
+    if simulation is None:
+        raise NotImplementedError(f"JAX {jax.__version__} does not simulate layouts of Mosaic GPU; a newer JAX does")
+    token = _interpreted_gpu.set(params or simulation())
+    try:
+        yield
+    finally:
+        _interpreted_gpu.reset(token)

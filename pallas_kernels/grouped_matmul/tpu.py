@@ -34,7 +34,7 @@ def products(
     lhs: Sequence[Float[Array, "rows inner"]],
     rhs: Sequence[Matrices],
     group_sizes: Int[Array, " groups"],
-    finish: Callable[..., Sequence[jax.Array]],
+    finish: Callable[..., Sequence[jax.Array]] | None,
     outputs: int = 1,
     *,
     transposed: bool = False,
@@ -46,7 +46,7 @@ def products(
       lhs: rows, one array for all matrices or one for each.
       rhs: ``[groups, inner, outer]`` each, or with ``transposed`` ``[groups, outer, inner]``.
       group_sizes: their sum may be less than the rows; the rest is zero in the result.
-      finish: of float32 tiles, to ``outputs`` tiles.
+      finish: of float32 tiles, to ``outputs`` tiles; None for the sum of all products.
     """
     rows, inner = lhs[0].shape
     outer = rhs[0].shape[1 if transposed else 2]
@@ -73,7 +73,7 @@ def products(
             _kernel,
             rows=len(lhs),
             structure=structure,
-            finish=finish,
+            finish=finish or (lambda *found: [sum(found)]),
             transposed=transposed,
             strip=strip,
             last=matrices,

@@ -20,19 +20,20 @@ def products(
     lhs: Sequence[Float[Array, "rows inner"]],
     rhs: Sequence[Float[Array, "groups inner outer"] | Quantized],
     group_sizes: Int[Array, " groups"],
-    finish: Callable[..., Sequence[jax.Array]],
+    finish: Callable[..., Sequence[jax.Array]] | None,
     *,
     block: int,
     transposed: bool = False,
 ) -> list[Float[Array, "rows outer"]]:
     """``finish(lhs[0][r] @ rhs[0][g], lhs[1][r] @ rhs[1][g], …)`` for each row r of each group g.
 
-    Rows past the last group are zero. Every group size is a multiple of ``block``.
+    Rows past the last group are zero. Every group size is a multiple of ``block``. ``finish=None``: the sum of all.
     """
     dtype = lhs[0].dtype
     rhs = [x.dequantized(dtype) if isinstance(x, Quantized) else x for x in rhs]
     if len(lhs[0]) % block:
         raise ValueError(f"the blocked lowering needs rows={len(lhs[0])} to be a multiple of block={block}")
+    finish = finish or (lambda *found: [sum(found)])
     way = _batched if rhs[0][0].size <= FEW_ENTRIES else _looped
     return way(lhs, rhs, group_sizes, lambda *x: [y.astype(dtype) for y in finish(*x)], block, transposed)
 
