@@ -23,11 +23,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.backends import choose
-from pallas_kernels.lightning_attention import tpu, xla
+from pallas_kernels.lightning_attention import gpu, tpu, xla
 from pallas_kernels.lightning_attention.reference import lightning_attention_definition
 from pallas_kernels.lightning_attention.segments import counts, layout
 
-FORMS = {"xla": xla, "tpu": tpu}
+FORMS = {"xla": xla, "tpu": tpu, "gpu": gpu}
 
 
 def lightning_attention(
@@ -50,7 +50,8 @@ def lightning_attention(
         which changes no state and whose output is 0. None: one sequence, no padding.
       initial_state: float32 state that the first sequence goes on from; None is zero.
       chunk: tokens worked on together; None takes the backend's own.
-      backend: "tpu" (Pallas), "xla" (a scan over chunks), "definition" (token by token); None chooses by the device.
+      backend: "tpu" and "gpu" (Pallas), "xla" (a scan over chunks), "definition" (token by token); None chooses by the
+        device.
 
     Returns:
       The outputs in the format of ``q``, and the float32 state after the last token.
