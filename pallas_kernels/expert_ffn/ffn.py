@@ -61,7 +61,7 @@ def expert_ffn(
         return expert_ffn_definition(tokens, chosen, weights, *plain)
     slots, experts = chosen.size, gate.shape[0]
     block = int(np.clip(2 ** np.floor(np.log2(slots / experts / 4 + 1)), LEAST_BLOCK.get(backend, 8), MOST_BLOCK))
-    slot_of_row, row_of_slot, group_sizes = sort_by_expert(chosen, experts, block)
+    slot_of_row, row_of_slot, group_sizes = sort_by_expert(chosen, experts, block, radix=backend == "gpu")
     return _ffn(tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes, block, backend)
 
 

@@ -8,6 +8,7 @@ statistics, four numbers a token each, are joined at the end.
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 
 import jax
@@ -157,15 +158,23 @@ def _kernel(hidden, head, targets, inverse, *outs, words, side, shares, ring, to
 
 
 def fold(state, logits, wanted, first, target, scale):
-    """The statistics with some more words in them: ``logits`` of ``first, first + 1, …``, new from ``wanted`` on."""
+    """The statistics with some more words in them: ``logits`` of ``first, first + 1, …``, new from ``wanted`` on.
+
+    By 64 words at a time, of which no more than the logits themselves have to stay in registers.
+    """
     largest, total, spread, chosen = state
-    each = lambda x: jax.lax.broadcast_in_dim(x, logits.shape, (0,))  # noqa: E731
-    word = first + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-    logits = jnp.where(word >= wanted, logits * each(scale), NOTHING)
-    now = jnp.maximum(largest, logits.max(axis=1))
-    below = logits - each(now)
-    weight = jnp.exp(below)
+    pieces, shape = range(0, logits.shape[1], LINE), (logits.shape[0], LINE)
+    each = lambda x: jax.lax.broadcast_in_dim(x, shape, (0,))  # noqa: E731
+    index = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    target, wanted = target - first, wanted - first
+    known = [jnp.where(index >= wanted - i, logits[:, i : i + LINE] * each(scale), NOTHING) for i in pieces]
+    met = sum(jnp.where((index == each(target - i)) & (index >= wanted - i), z, 0.0) for i, z in zip(pieces, known, strict=True))
+    now = jnp.maximum(largest, functools.reduce(jnp.maximum, known).max(axis=1))
+    weights, spreads = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
+    for z in known:
+        below = z - each(now)
+        weight = jnp.exp(below)
+        weights, spreads = weights + weight, spreads + weight * below
     faded = jnp.exp(largest - now)
-    met = jnp.where((word == each(target)) & (word >= wanted), logits, 0.0).sum(axis=1)
-    spread = faded * (spread + total * (largest - now)) + (weight * below).sum(axis=1)
-    return now, faded * total + weight.sum(axis=1), spread, chosen + met
+    spread = faded * (spread + total * (largest - now)) + spreads.sum(axis=1)
+    return now, faded * total + weights.sum(axis=1), spread, chosen + met.sum(axis=1)
