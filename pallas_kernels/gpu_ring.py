@@ -67,6 +67,14 @@ class Ring(NamedTuple):
 
         jax.lax.fori_loop(0, steps, step, None)
 
+    def drain(self, steps: jax.Array) -> None:
+        """Waits, after ``steps`` in all, until every stage is free."""
+        for slot in range(self.tiles[0].shape[0]):
+
+            @pl.when(slot < steps)
+            def _(slot=slot):
+                plgpu.barrier_wait(self.free.at[slot])
+
     def multiply(self, first: jax.Array, steps: jax.Array | int, start: Callable[..., None], products: int = 1) -> None:
         """Starts ``products`` products with ``start(*tiles)`` in each step; all are done at the end.
 

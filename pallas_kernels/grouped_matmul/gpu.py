@@ -92,13 +92,15 @@ def _kernel(group_of_tile, *refs, lhs, rhs, finish, columns, transposed, ring, s
     count = rows[0].shape[0] // ROWS * across
 
     def each(work):
-        @plgpu.nd_loop((count,), collective_axes="sm")
-        def _(turn):
+        @plgpu.nd_loop((count,), collective_axes="sm", init_carry=jnp.int32(0))
+        def done(turn, carry):
             tile, column = jax.lax.div(turn.index[0], jnp.int32(across)), jax.lax.rem(turn.index[0], jnp.int32(across))
             group = group_of_tile[tile]
-            # tiles past the last group come last: the steps before this tile are those of as many full ones
             steps = jnp.where(group < matrices[0].shape[0], inner * terms, 0)
-            work(turn.local_index * (inner * terms), steps, tile * ROWS, column * columns, group)
+            work(carry, steps, tile * ROWS, column * columns, group)
+            return carry + steps
+
+        return done
 
     def copying():
         def work(first, steps, row, column, group):
@@ -115,7 +117,7 @@ def _kernel(group_of_tile, *refs, lhs, rhs, finish, columns, transposed, ring, s
 
             ring.fill(first, steps, sources)
 
-        each(work)
+        ring.drain(each(work))
 
     def multiplying(warpgroup):
         def work(first, steps, row, column, group):
@@ -185,11 +187,13 @@ def _transposed_kernel(start, size, lhs, rhs, out, *, columns, ring, staged):
 
     def each(work):
         @plgpu.nd_loop((groups, down, across), collective_axes="sm", init_carry=jnp.int32(0))
-        def _(turn, carry):
+        def done(turn, carry):
             group, i, j = turn.index
             steps = jax.lax.div(size[group], jnp.int32(LINE))
             work(carry, steps, group, i * ROWS, j * columns)
             return carry + steps
+
+        return done
 
     def copying():
         def work(first, steps, group, row, column):
@@ -201,7 +205,7 @@ def _transposed_kernel(start, size, lhs, rhs, out, *, columns, ring, staged):
 
             ring.fill(first, steps, sources)
 
-        each(work)
+        ring.drain(each(work))
 
     def multiplying(warpgroup):
         def work(first, steps, group, row, column):

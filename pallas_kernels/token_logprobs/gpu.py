@@ -122,6 +122,7 @@ def _kernel(hidden, head, targets, inverse, *outs, words, side, shares, ring, to
             ring.fill(first, turns * width, sources)
 
         each(work)
+        ring.drain(jax.lax.div(tiles_of_tokens - 1 - mine, jnp.int32(side)) * (turns * width) + turns * width)
 
     def multiplying(warpgroup):
         half = pl.ds(warpgroup * HALF, HALF)
