@@ -23,7 +23,7 @@ def sort_by_expert(
       row_of_slot: the row that holds each slot: the inverse.
       group_sizes: rows of each expert, multiples of ``block``.
     """
-    flat = chosen.reshape(-1)
+    flat = jnp.asarray(chosen).reshape(-1)
     slots = flat.shape[0]
     total = (-(-slots // block) + experts) * block
     rank, counts = (_ranks_by_sorting if radix else _ranks_by_counting)(flat, experts)

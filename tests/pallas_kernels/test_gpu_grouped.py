@@ -94,7 +94,7 @@ def test_token_logprobs_of_m2_lowers_forward_and_backward():
 
 
 @simulated
-@pytest.mark.parametrize("sizes", [[256, 0, 128], [0, 0, 384], [0, 0, 0]], ids=str)
+@pytest.mark.parametrize("sizes", [[256, 0, 128], [0, 0, 0]], ids=str)
 def test_grouped_matmul(sizes):
     lhs, rhs, gradient = draws(0, (512, 128), (3, 128, 256), (512, 256))
 
