@@ -60,8 +60,9 @@ def attend(
 ) -> tuple[Float[Array, "batch length heads head_dim"], Float[Array, "batch heads head_dim head_dim"]]:
     """The outputs, and the state at the far end; ``reverse`` runs from the last token to the first."""
     batch, length, heads, dim = q.shape
-    if length < chunk:  # a TMA box is no longer than its array
-        q, k, v = (jnp.pad(x, ((0, 0), (0, chunk - length), (0, 0), (0, 0))) for x in (q, k, v))
+    missing = max(chunk - length, -length % 8)  # a TMA box is no longer than its array, and 8 tokens are a tile
+    if missing:
+        q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (q, k, v))
     slots = tiles.lookup("lightning_attention")["slots"]
     counts = _counts(where, chunk, reverse)
     matrix = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
@@ -94,12 +95,16 @@ def attend(
         grid_names=("batch", "head", "columns"),
         num_threads=4,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(
-            approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
-        ),
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
         interpret=tiles.interpret_gpu(),
     )(q, k, v, counts, log_decay, state)
     return out[:, :length], state
+
+
+def shared_bytes(slots: int, dim: int) -> int:
+    """Shared memory of a CTA, without barriers: chunks on their way, two states, weighted values, two outputs."""
+    chunk = 2 * CHUNK * (2 * dim + CHUNK) + 4 * CHUNK * ROWS
+    return slots * chunk + 2 * CHUNK * (2 * dim + 3 * CHUNK)
 
 
 def _counts(where: Layout, chunk: int, reverse: bool) -> Float[Array, "batch chunks rows chunk"]:
@@ -166,6 +171,7 @@ def _warpgroup(
                     kept = _column(rows, slot, KEY, stored.shape[-1]) > 0
                     stored[slot] = jnp.where(kept, _matrix(stored.at[slot]), jnp.bfloat16(0))
 
+            across = rows[slot, ACROSS, 0]
             states[turn] = state.astype(jnp.bfloat16)
             weights = _decay(rate, _column(rows, slot, REST, CHUNK))
             weighted[...] = (_matrix(vs.at[slot]).astype(jnp.float32) * weights).astype(jnp.bfloat16)
@@ -176,8 +182,8 @@ def _warpgroup(
                 plgpu.wgmma(sums, ks.at[slot].transpose((1, 0)), weighted)
                 return sums[...]
 
-            joined = pl.run_scoped(join, plgpu.ACC((dim, CHUNK), jnp.float32))
-            state = _decay(rate, rows[slot, ACROSS, 0]) * state + joined
+            joined = pl.run_scoped(join, plgpu.WGMMAAccumulatorRef((dim, CHUNK), jnp.float32))
+            state = _decay(rate, across) * state + joined
             plgpu.barrier_arrive(free.at[slot])
             return state
 
@@ -211,7 +217,7 @@ def _warpgroup(
                 # a row that is no token is chosen out, whatever its query holds
                 return summed[...] + jnp.where(near >= 0, _decay(rate, near) * carried[...], 0.0)
 
-            sums = plgpu.ACC((CHUNK, CHUNK), jnp.float32)
+            sums = plgpu.WGMMAAccumulatorRef((CHUNK, CHUNK), jnp.float32)
             outputs = pl.run_scoped(mix, sums, sums, sums)
             plgpu.barrier_arrive(free.at[slot])
             plgpu.barrier_arrive(used.at[turn])
