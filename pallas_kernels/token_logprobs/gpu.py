@@ -169,7 +169,10 @@ def fold(state, logits, wanted, first, target, scale):
     index = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     target, wanted = target - first, wanted - first
     known = [jnp.where(index >= wanted - i, logits[:, i : i + LINE] * each(scale), NOTHING) for i in pieces]
-    met = sum(jnp.where((index == each(target - i)) & (index >= wanted - i), z, 0.0) for i, z in zip(pieces, known, strict=True))
+    met = sum(
+        jnp.where((index == each(target - i)) & (index >= wanted - i), z, 0.0)
+        for i, z in zip(pieces, known, strict=True)
+    )
     now = jnp.maximum(largest, functools.reduce(jnp.maximum, known).max(axis=1))
     weights, spreads = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
     for z in known:

@@ -74,9 +74,9 @@ def test_experts_of_m2_lower_forward_and_backward(chip):
 
 def test_grouped_matmul_lowers_at_full_size():
     def slope(lhs, rhs, sizes):
-        return jax.grad(lambda *x: grouped_matmul(*x, sizes, block=128, backend="gpu").astype(jnp.float32).sum(), (0, 1))(
-            lhs, rhs
-        )
+        return jax.grad(
+            lambda *x: grouped_matmul(*x, sizes, block=128, backend="gpu").astype(jnp.float32).sum(), (0, 1)
+        )(lhs, rhs)
 
     shapes = array(163_840, 3072), array(256, 3072, 1536), array(256, dtype=jnp.int32)
     assert lower_for_hopper(slope, *shapes).count("custom_call @mosaic_gpu") == 2  # of the rows and of the matrices
@@ -117,9 +117,7 @@ def test_grouped_matmul(sizes):
 def test_expert_ffn(kind):
     draw = np.random.default_rng(3)
     chosen = np.argsort(draw.random((150, 3)))[:, :2] if kind == "even" else np.tile([2, 0], (150, 1))
-    tokens, gradient, gate, up, down = draws(
-        4, (150, 128), (150, 128), (3, 128, 128), (3, 128, 128), (3, 128, 128)
-    )
+    tokens, gradient, gate, up, down = draws(4, (150, 128), (150, 128), (3, 128, 128), (3, 128, 128), (3, 128, 128))
     weights = jnp.asarray(draw.random((150, 2)), jnp.bfloat16)
 
     def both(backend):
