@@ -5,7 +5,7 @@ agree with the definition; then, in turns: the forward pass next to a copy (whic
 forward and backward, our own "xla" form, and flash-linear-attention's Triton kernels in the same process where `fla`
 and torch with CUDA can be imported. Needs one H100 or H200.
 
-    python benchmarks/kernels_gpu.py [--parts lightning_attention dispatch logprobs] [--repetitions=9] [--tokens 4096 8192 …]
+    python benchmarks/kernels_gpu.py [--parts lightning_attention dispatch …] [--repetitions=9] [--tokens 4096 8192 …]
 """
 
 from __future__ import annotations

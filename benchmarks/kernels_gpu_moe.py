@@ -83,7 +83,7 @@ def dispatch_part(options: Any, copy: float) -> dict[str, Any]:
 
 
 def logprobs_part(options: Any, copy: float) -> dict[str, Any]:
-    """Times of the log-probabilities against those of the products alone, and the memory beside arguments and results."""
+    """Times of the log-probabilities against those of their products, and the memory beside arguments and results."""
     import jax
     import jax.numpy as jnp
     import measure

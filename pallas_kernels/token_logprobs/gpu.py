@@ -1,7 +1,7 @@
 """The statistics on an NVIDIA Hopper GPU, in one pass over the vocabulary (Pallas, Mosaic GPU).
 
 A block of threads forms the logits of 128 tokens and 256 words at a time, in registers; from them the running maximum m
-of each token, Σ exp(z-m), Σ exp(z-m)(z-m) and the target's z. The SMs stand in a rectangle, some tiles of tokens by some
+of each token, Σ exp(z-m), Σ exp(z-m)(z-m) and the target's z. The SMs stand in a rectangle, tiles of tokens by
 shares of the vocabulary, so that those under way at a time read the same tokens and words, out of L2. The shares'
 statistics, four numbers a token each, are joined at the end.
 """
