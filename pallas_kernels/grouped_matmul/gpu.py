@@ -130,7 +130,7 @@ def _kernel(group_of_tile, *refs, lhs, rhs, finish, columns, transposed, ring, s
                 return [total[...] for total in totals]
 
             half = pl.ds(warpgroup * HALF, HALF)
-            found = pl.run_scoped(accumulate, *[plgpu.ACC((HALF, columns), jnp.float32)] * together)
+            found = pl.run_scoped(accumulate, *[plgpu.WGMMAAccumulatorRef((HALF, columns), jnp.float32)] * together)
             for out, value in zip(outs, found if finish is None else finish(*found), strict=True):
                 _store(value, staged.at[warpgroup], out, row + warpgroup * HALF, column)
 
@@ -214,7 +214,7 @@ def _transposed_kernel(start, size, lhs, rhs, out, *, columns, ring, staged):
                 ring.multiply(first, steps, lambda a, b: plgpu.wgmma(total, a.at[:, half].transpose((1, 0)), b))
                 return total[...]
 
-            found = pl.run_scoped(accumulate, plgpu.ACC((HALF, columns), jnp.float32))
+            found = pl.run_scoped(accumulate, plgpu.WGMMAAccumulatorRef((HALF, columns), jnp.float32))
             _store(found, staged.at[warpgroup], out.at[group], row + warpgroup * HALF, column)
 
         each(work)

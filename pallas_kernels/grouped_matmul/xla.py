@@ -33,9 +33,9 @@ def products(
     rhs = [x.dequantized(dtype) if isinstance(x, Quantized) else x for x in rhs]
     if len(lhs[0]) % block:
         raise ValueError(f"the blocked lowering needs rows={len(lhs[0])} to be a multiple of block={block}")
-    finish = finish or (lambda *found: [sum(found)])
+    done: Any = finish or (lambda *found: [sum(found)])
     way = _batched if rhs[0][0].size <= FEW_ENTRIES else _looped
-    return way(lhs, rhs, group_sizes, lambda *x: [y.astype(dtype) for y in finish(*x)], block, transposed)
+    return way(lhs, rhs, group_sizes, lambda *x: [y.astype(dtype) for y in done(*x)], block, transposed)
 
 
 FEW_ENTRIES = 1 << 17  # of a matrix, up to which a batched product wins (benchmarks/results/kernels_cpu.json)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +141,7 @@ def _kernel(hidden, head, targets, inverse, *outs, words, side, shares, ring, to
                     ring.multiply(first + turn * width, width, start)
                     return logits[...]
 
-                logits = pl.run_scoped(accumulate, plgpu.ACC((HALF, words), jnp.float32))
+                logits = pl.run_scoped(accumulate, plgpu.WGMMAAccumulatorRef((HALF, words), jnp.float32))
                 return fold(state, logits, *first_word(turn), target, scale)
 
             zero = jnp.zeros((HALF,), jnp.float32)
@@ -169,7 +170,7 @@ def fold(state, logits, wanted, first, target, scale):
     index = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
     target, wanted = target - first, wanted - first
     known = [jnp.where(index >= wanted - i, logits[:, i : i + LINE] * each(scale), NOTHING) for i in pieces]
-    met = sum(
+    met: Any = sum(
         jnp.where((index == each(target - i)) & (index >= wanted - i), z, 0.0)
         for i, z in zip(pieces, known, strict=True)
     )
