@@ -5,7 +5,7 @@ agree with the definition; then, in turns: the forward pass next to a copy (whic
 forward and backward, our own "xla" form, and flash-linear-attention's Triton kernels in the same process where `fla`
 and torch with CUDA can be imported. Needs one H100 or H200.
 
-    python benchmarks/kernels_gpu.py [--parts lightning_attention] [--repetitions=9] [--tokens 4096 8192 …]
+    python benchmarks/kernels_gpu.py [--parts lightning_attention dispatch …] [--repetitions=9] [--tokens 4096 8192 …]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import measure
+from kernels_gpu_moe import dispatch_part, logprobs_part
 
 HEADS, DIM = 64, 128
 TOKENS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)
@@ -221,7 +222,11 @@ def keys(number: int) -> Any:
     return jax.random.split(jax.random.key(0), number)
 
 
-PARTS: dict[str, Callable[[Any, float], Any]] = {"lightning_attention": lightning_part}
+PARTS: dict[str, Callable[[Any, float], Any]] = {
+    "lightning_attention": lightning_part,
+    "dispatch": dispatch_part,
+    "logprobs": logprobs_part,
+}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pallas_kernels.lightning_attention import lightning_attention
 from pallas_kernels.lightning_attention.reference import lightning_step
 from pallas_kernels.softmax_attention import latent_attention_step, softmax_attention
 from pallas_kernels.token_logprobs import token_logprobs
-from pallas_kernels.token_logprobs.tpu import slice_columns
+from pallas_kernels.token_logprobs.slices import slice_columns
 
 ROWS = 65_536  # of routed tokens on a chip
 TOKENS = 16_384

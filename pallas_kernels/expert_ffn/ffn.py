@@ -25,10 +25,11 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.expert_ffn.reference import expert_ffn_definition
 from pallas_kernels.expert_ffn.rows import combine, dispatch, sort_by_expert
-from pallas_kernels.grouped_matmul.forms import choose_form, form
+from pallas_kernels.grouped_matmul.forms import LEAST_BLOCK, choose_form, form
 from pallas_kernels.grouped_matmul.quantized import Quantized
 
 FEW_TOKENS = 128  # up to which two large products with every expert beat the bookkeeping of choosing rows, on a CPU
+MOST_BLOCK = 128  # rows that an expert's share is padded to a multiple of
 
 
 def expert_ffn(
@@ -47,20 +48,20 @@ def expert_ffn(
       tokens: ``[tokens, hidden]``.
       chosen, weights: ``[tokens, top_k]``, the experts of each token and their shares in the result.
       gate, up, down: the experts' matrices; quantised ones are dequantised in the kernels, and receive no gradient.
-      backend: "tpu" (Pallas), "xla" (sorted rows, in blocks), "definition" (every expert over every token); None
+      backend: "tpu", "gpu" (Pallas), "xla" (sorted rows, in blocks), "definition" (every expert over every token); None
         chooses by the device, and on a CPU by the number of tokens.
 
     Raises:
       ValueError: an unknown backend, or one that cannot take the shapes.
     """
     few = backend is None and len(tokens) <= FEW_TOKENS
-    backend = choose_form("expert_ffn", backend, *gate.shape[1:], others=("definition",))
+    backend = choose_form("expert_ffn", backend, gate, tokens.dtype, MOST_BLOCK, others=("definition",))
     if backend == "definition" or (backend == "xla" and few):
         plain = (w.dequantized(tokens.dtype) if isinstance(w, Quantized) else w for w in (gate, up, down))
         return expert_ffn_definition(tokens, chosen, weights, *plain)
     slots, experts = chosen.size, gate.shape[0]
-    block = int(np.clip(2 ** np.floor(np.log2(slots / experts / 4 + 1)), 8, 128))
-    slot_of_row, row_of_slot, group_sizes = sort_by_expert(chosen, experts, block)
+    block = int(np.clip(2 ** np.floor(np.log2(slots / experts / 4 + 1)), LEAST_BLOCK.get(backend, 8), MOST_BLOCK))
+    slot_of_row, row_of_slot, group_sizes = sort_by_expert(chosen, experts, block, radix=backend == "gpu")
     return _ffn(tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes, block, backend)
 
 
@@ -76,7 +77,7 @@ def _ffn(tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes,
 def _forward(tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes, block, backend):
     way = form(backend, block)
     rows = dispatch(tokens, slot_of_row, row_of_slot.shape[1])
-    options = {"outputs": 3} if backend == "tpu" else {}
+    options = {"outputs": 3} if backend in ("tpu", "gpu") else {}
     a, b, inner = way.products([rows], [gate, up], group_sizes, lambda a, b: [a, b, jax.nn.silu(a) * b], **options)
     (out,) = way.products([inner], [down], group_sizes, lambda x: [x])
     saved = (tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes, a, b)
@@ -96,7 +97,7 @@ def _backward(block, backend, saved, gradient):
     )
     d_weights = of_row[row_of_slot, 0].astype(weights.dtype)
 
-    (d_rows,) = way.products([d_a, d_b], matrices[:2], group_sizes, lambda x, y: [x + y], transposed=True)
+    (d_rows,) = way.products([d_a, d_b], matrices[:2], group_sizes, None, transposed=True)
 
     def matrix_gradient(w, lhs, rhs):
         return None if isinstance(w, Quantized) else way.transposed_product(lhs, rhs, group_sizes, dtype=w.dtype)

@@ -11,24 +11,40 @@ from jaxtyping import Array, Float, Int
 
 
 def sort_by_expert(
-    chosen: Int[Array, "tokens top_k"], experts: int, block: int
+    chosen: Int[Array, "tokens top_k"], experts: int, block: int, *, radix: bool = False
 ) -> tuple[Int[Array, " rows"], Int[Array, "tokens top_k"], Int[Array, " experts"]]:
     """Lays the (token, choice) slots out in rows sorted by expert, each expert's share padded to whole blocks.
+
+    Args:
+      radix: finds the slots' ranks with a stable sort, which is what a GPU is fast at, not with running counts.
 
     Returns:
       slot_of_row: the flat slot a row holds, or ``tokens * top_k`` for a padding row.
       row_of_slot: the row that holds each slot: the inverse.
       group_sizes: rows of each expert, multiples of ``block``.
     """
-    flat = chosen.reshape(-1)
+    flat = jnp.asarray(chosen).reshape(-1)
     slots = flat.shape[0]
     total = (-(-slots // block) + experts) * block
-    member = (flat[:, None] == jnp.arange(experts)).astype(jnp.int32)
-    rank = jnp.take_along_axis(jnp.cumsum(member, axis=0), flat[:, None], axis=1)[:, 0] - 1
-    group_sizes = -(-member.sum(axis=0) // block) * block
+    rank, counts = (_ranks_by_sorting if radix else _ranks_by_counting)(flat, experts)
+    group_sizes = -(-counts // block) * block
     row_of_slot = (jnp.cumsum(group_sizes) - group_sizes)[flat] + rank
     slot_of_row = jnp.full(total, slots, jnp.int32).at[row_of_slot].set(jnp.arange(slots, dtype=jnp.int32))
     return slot_of_row, row_of_slot.reshape(chosen.shape), group_sizes
+
+
+def _ranks_by_counting(flat, experts):
+    member = (flat[:, None] == jnp.arange(experts)).astype(jnp.int32)
+    rank = jnp.take_along_axis(jnp.cumsum(member, axis=0), flat[:, None], axis=1)[:, 0] - 1
+    return rank, member.sum(axis=0)
+
+
+def _ranks_by_sorting(flat, experts):
+    order = jnp.argsort(flat, stable=True)
+    ends = jnp.searchsorted(flat[order], jnp.arange(experts), side="right").astype(jnp.int32)
+    counts = jnp.diff(ends, prepend=0)
+    place = jnp.zeros(len(flat), jnp.int32).at[order].set(jnp.arange(len(flat), dtype=jnp.int32))
+    return place - (ends - counts)[flat], counts
 
 
 def dispatch(

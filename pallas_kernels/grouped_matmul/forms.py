@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from pallas_kernels.backends import choose
-from pallas_kernels.grouped_matmul import tpu, xla
+from pallas_kernels.grouped_matmul import gpu, tpu, xla
 
 
 class Form(NamedTuple):
@@ -20,14 +20,31 @@ class Form(NamedTuple):
     transposed_product: Callable[..., jax.Array]
 
 
+LEAST_BLOCK = {"gpu": gpu.ROWS}  # rows that groups must be padded to, where a form cares
+
+
 def form(name: str, block: int) -> Form:
-    """The form called ``name``, for groups padded to ``block`` rows, of which "tpu" does not care."""
-    if name == "tpu":
-        return Form(name, tpu.products, tpu.transposed_product)
+    """The form called ``name``, for groups padded to ``block`` rows."""
+    if name in ("tpu", "gpu"):
+        native: Any = {"tpu": tpu, "gpu": gpu}[name]
+        return Form(name, native.products, native.transposed_product)
     return Form(name, partial(xla.products, block=block), partial(xla.transposed_product, block=block))
 
 
-def choose_form(kernel: str, backend: str | None, inner: int, outer: int, others: Sequence[str] = ()) -> str:
-    """The name of the form for matrices of this shape; raises ValueError as ``backends.choose`` does."""
-    why_not: dict[str, Any] = {"tpu": tpu.why_not(inner, outer), "xla": None, **dict.fromkeys(others)}
+def choose_form(
+    kernel: str, backend: str | None, matrices: Any, dtype: Any, block: int | None, others: Sequence[str] = ()
+) -> str:
+    """The name of the form for these matrices; raises ValueError as ``backends.choose`` does.
+
+    Args:
+      matrices: ``[groups, inner, outer]``, plain or quantised.
+      dtype: of the rows.
+      block: what groups are, or can be, padded to; None if nothing is promised.
+    """
+    why_not: dict[str, Any] = {
+        "tpu": tpu.why_not(*matrices.shape[1:]),
+        "gpu": gpu.why_not(matrices, dtype, block),
+        "xla": None,
+        **dict.fromkeys(others),
+    }
     return choose(kernel, backend, why_not)

@@ -27,16 +27,16 @@ def grouped_matmul(
       rhs: ``[groups, inner, outer]``; quantised ones are dequantised in the kernel, and receive no gradient.
       group_sizes: ``[groups]`` int32 row counts; their sum is at most ``rows``. Rows past it are zero in the result.
       block: promise that every group size, and ``rows``, is a multiple of this many rows, without which "xla" is XLA's
-        own ragged product.
-      backend: "tpu" (Pallas), "xla", "ragged" (``lax.ragged_dot``), "definition"; None chooses by the device.
+        own ragged product; "gpu" needs a multiple of 128.
+      backend: "tpu", "gpu" (Pallas), "xla", "ragged" (``lax.ragged_dot``), "definition"; None chooses by the device.
 
     Raises:
       ValueError: an unknown backend, or one that cannot take the shapes; rows that are no multiple of the block.
     """
-    backend = choose_form("grouped_matmul", backend, *rhs.shape[1:], others=("ragged", "definition"))
+    backend = choose_form("grouped_matmul", backend, rhs, lhs.dtype, block, others=("ragged", "definition"))
     if backend == "xla" and not block:
         backend = "ragged"
-    if backend in ("tpu", "xla"):
+    if backend in ("tpu", "gpu", "xla"):
         return _product(lhs, rhs, group_sizes, block or 1, backend)
     matrices = rhs.dequantized(lhs.dtype) if isinstance(rhs, Quantized) else rhs
     return (jax.lax.ragged_dot if backend == "ragged" else grouped_matmul_definition)(lhs, matrices, group_sizes)

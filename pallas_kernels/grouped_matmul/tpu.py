@@ -34,7 +34,7 @@ def products(
     lhs: Sequence[Float[Array, "rows inner"]],
     rhs: Sequence[Matrices],
     group_sizes: Int[Array, " groups"],
-    finish: Callable[..., Sequence[jax.Array]],
+    finish: Callable[..., Sequence[jax.Array]] | None,
     outputs: int = 1,
     *,
     transposed: bool = False,
@@ -48,7 +48,8 @@ def products(
       lhs: rows, one array for all matrices or one for each.
       rhs: ``[groups, inner, outer]`` each, or with ``transposed`` ``[groups, outer, inner]``.
       group_sizes: their sum may be less than the rows; the rest is zero in the result.
-      finish: of tiles, those of products in float32, to ``outputs`` tiles and ``sums`` tiles to be summed over columns.
+      finish: of tiles, those of products in float32, to ``outputs`` tiles and ``sums`` tiles to be summed over columns;
+        None for the sum of all products.
       beside: what else ``finish`` needs of a row: ``[rows, outer]``, or ``[rows, 1]``.
 
     Returns:
@@ -84,7 +85,7 @@ def products(
             structure=structure,
             beside=len(beside),
             sums=sums,
-            finish=finish,
+            finish=finish or (lambda *found: [sum(found)]),
             transposed=transposed,
             strip=strip,
             last=matrices,

@@ -20,7 +20,7 @@ def products(
     lhs: Sequence[Float[Array, "rows inner"]],
     rhs: Sequence[Float[Array, "groups inner outer"] | Quantized],
     group_sizes: Int[Array, " groups"],
-    finish: Callable[..., Sequence[jax.Array]],
+    finish: Callable[..., Sequence[jax.Array]] | None,
     *,
     block: int,
     transposed: bool = False,
@@ -30,16 +30,17 @@ def products(
     """``finish(lhs[0][r] @ rhs[0][g], lhs[1][r] @ rhs[1][g], …, beside[0][r], …)`` for each row r of each group g.
 
     The last ``sums`` results are summed over their columns. Rows past the last group are zero. Every group size is a
-    multiple of ``block``.
+    multiple of ``block``. ``finish=None``: the sum of all products.
     """
     dtype = lhs[0].dtype
     rhs = [x.dequantized(dtype) if isinstance(x, Quantized) else x for x in rhs]
     if len(lhs[0]) % block:
         raise ValueError(f"the blocked lowering needs rows={len(lhs[0])} to be a multiple of block={block}")
+    done: Any = finish or (lambda *found: [sum(found)])
     way = _batched if rhs[0][0].size <= FEW_ENTRIES else _looped
 
     def end(*x):
-        found = list(finish(*x))
+        found = list(done(*x))
         kept, summed = found[: len(found) - sums], found[len(found) - sums :]
         each = [y.astype(jnp.float32).sum(axis=1, keepdims=True) for y in summed]
         return [y.astype(dtype) for y in kept] + each

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.backends import choose
-from pallas_kernels.token_logprobs import tpu, xla
+from pallas_kernels.token_logprobs import gpu, slices, tpu, xla
 from pallas_kernels.token_logprobs.reference import token_logprobs_definition
 
 
@@ -46,12 +46,17 @@ def token_logprobs(
       temperature: T, for all tokens or for each.
       chunk: for "xla", tokens whose logits exist at one time; by default 16 million logits' worth on each device.
       axis_name: the axis of the mesh over which the vocabulary is split, in order; None if it is not.
-      backend: "tpu" (Pallas), "xla", "definition" (all logits); None chooses by the device.
+      backend: "tpu", "gpu" (Pallas), "xla", "definition" (all logits); None chooses by the device.
 
     Raises:
       ValueError: an unknown backend, or one that cannot take the shapes.
     """
-    why_not = {"tpu": tpu.why_not(hidden), "xla": None, "definition": axis_name and "its vocabulary cannot be split"}
+    why_not = {
+        "tpu": tpu.why_not(hidden),
+        "gpu": gpu.why_not(hidden, head),
+        "xla": None,
+        "definition": axis_name and "its vocabulary cannot be split",
+    }
     backend = choose("token_logprobs", backend, why_not)
     if backend == "definition":
         return token_logprobs_definition(hidden, head, targets, temperature)
@@ -67,8 +72,9 @@ def _logprobs(hidden, head, targets, inverse, chunk, axis_name, backend):
 
 
 def _forward(hidden, head, targets, inverse, chunk, axis_name, backend):
-    if backend == "tpu":
-        found, logits = tpu.statistics(hidden, head, targets, inverse), None
+    if backend in ("tpu", "gpu"):
+        native = tpu if backend == "tpu" else gpu
+        found, logits = native.statistics(hidden, head, targets, inverse), None
     else:
         found, logits = xla.statistics(hidden, head, targets, inverse, chunk)
     normaliser, chosen, entropy = found if axis_name is None else _joined(*found, axis_name)
@@ -86,8 +92,8 @@ def _joined(normaliser, chosen, entropy, axis_name):
 def _backward(chunk, axis_name, backend, saved, gradients):
     hidden, head, targets, inverse, normaliser, logits = saved
     scale = gradients[0] * inverse
-    if backend == "tpu":
-        d_hidden, d_head = tpu.gradient(hidden, head, targets, inverse, normaliser, scale)
+    if backend in ("tpu", "gpu"):
+        d_hidden, d_head = slices.gradient(hidden, head, targets, inverse, normaliser, scale)
     else:
         d_hidden, d_head = xla.gradient(hidden, head, targets, inverse, normaliser, scale, logits, chunk)
     if axis_name is not None:

@@ -12,7 +12,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call as simulation
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import Quantized, expert_ffn, grouped_matmul, lightning_attention, tiles, token_logprobs
-from pallas_kernels.token_logprobs import tpu as logprobs_tpu
+from pallas_kernels.token_logprobs import slices
 
 SMALL = {
     "lightning_attention": {"chunk": 128, "heads": 2},
@@ -128,7 +128,7 @@ def test_quantised_matrices_are_read_in_the_kernel(dtype, block):
 
 @pytest.mark.parametrize("tokens, vocab", [(7, 128), (40, 300), (16, 1000)])
 def test_token_logprobs(monkeypatch, tokens, vocab):
-    monkeypatch.setattr(logprobs_tpu, "SLICE_BYTES", 4 * tokens * 128)
+    monkeypatch.setattr(slices, "SLICE_BYTES", 4 * tokens * 128)
     draw = np.random.default_rng(6)
     hidden, head = draw.normal(size=(1, tokens, 128)), draw.normal(size=(128, vocab)) / 4
     targets, temperature = draw.integers(0, vocab, (1, tokens)), draw.uniform(0.3, 2, (1, tokens))
