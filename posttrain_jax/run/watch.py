@@ -2,8 +2,8 @@
 
 A process that waits for one that died, inside a collective or at a barrier, would wait for long or for ever. So each
 holds a connection to process 0 and a thread that looks at it, whatever the rest of the process does. A connection that
-closes without a farewell, or is silent for `SILENCE` seconds, means that the process at its other end is gone. Process 0
-tells the rest. Imports no JAX.
+closes without a farewell, or is silent for `SILENCE` seconds, means that the process at its other end is gone, and
+process 0 tells the rest. Imports no JAX.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class Watch:
             self._peers.pop(number, None)
 
     def _lost(self, word: str, number: int, reason: str) -> None:
-        """Ends this process at once; where the lost one failed of something it could tell, gives time to find the same."""
+        """Ends this process: at once, or where the lost one said why, after the time to find the same by itself."""
         self._forget(number)
         if self.process == 0:
             self._say(f"{word} {number} {reason}")
