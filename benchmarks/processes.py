@@ -1,12 +1,13 @@
 """Do several processes write what one writes, and what does the death of one cost?
 
-One short job, SFT then RL, on a mesh of four CPU devices: by one process with four of them, by two with two each, and by
-four with one each. ``metrics.jsonl``, ``samples.jsonl`` and every array of the last checkpoint must be the same bits.
-Then two processes with two devices each, one of which, chosen by chance, is killed with SIGKILL at a random instant of
-the undisturbed run's wall time; the other must end by itself with its one line and exit code, and all are started again;
-and so on until the run is done, and all of that again until there were enough kills. Each run must end in the same bits.
+One short job, SFT then RL, on a mesh of four CPU devices: by one process with four of them, by two with two each, and
+by four with one each. ``metrics.jsonl``, ``samples.jsonl`` and every array of the last checkpoint must be the same
+bits. Then two processes with two devices each, one of which, chosen by chance, is killed with SIGKILL at a random
+instant of the undisturbed run's wall time; the other must end by itself with its one line and exit code. All are
+started again, and so on until the run is done, and all of that again until there were enough kills. Each run must end
+in the same bits.
 
-All sums over devices go through gloo, also those of the one process (``--processes=1``): inside a process alone, XLA adds
+All sums over devices go through gloo, also those of the one process (``--processes=1``): alone in a process, XLA adds
 four devices' numbers in another order, which changes last bits.
 
     python benchmarks/processes.py [--kills=5] [--seed=0]

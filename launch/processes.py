@@ -21,6 +21,7 @@ from posttrain_jax.errors import UserError
 from posttrain_jax.run.watch import Listener, Watch, connect
 
 GATHER = 300  # seconds for all processes to come
+CONNECT = 30  # seconds to connect, once they have come
 JAX_SILENCE = 50  # seconds after which JAX itself ends a run; run/watch.py is faster
 PORT = 8476
 
@@ -74,11 +75,13 @@ def together(values: flags.FlagValues, workdir: Path, work: Callable[[], int]) -
     With several, a process that fails ends here and at once, and the others end with `EXIT_PEER_GONE`.
 
     Raises:
-      UserError: with one process as ``work`` does; with several only before they have met.
+      UserError: with one process as ``work`` does; with several only until they have started.
     """
-    if not _start(values):
+    if not (values.processes or values.distributed or _pod(os.environ)):
         return work()
-    watch = _watch(values, workdir)
+    watch = _meet(values, workdir) if values.processes else None
+    _start(values)
+    watch = watch or _meet_by_jax(workdir)
     try:
         code = command_line.outcome(work, watch.failed)
     except Exception as error:
@@ -94,10 +97,23 @@ def together(values: flags.FlagValues, workdir: Path, work: Callable[[], int]) -
     return code
 
 
-def _start(values: flags.FlagValues) -> bool:
-    """Starts JAX for several processes, if there are."""
-    if not (values.processes or values.distributed or _pod(os.environ)):
-        return False
+def _meet(values: flags.FlagValues, workdir: Path) -> Watch:
+    """All processes that the flags name, connected to process 0 at the coordinator's port, which is free again then."""
+    host, _, port = values.coordinator.rpartition(":")
+    processes, process = values.processes, values.process
+    try:
+        if process == 0:
+            peers = Listener(host, int(port), "process").accept(processes, GATHER)
+        else:
+            peers = connect(([host], int(port), "process"), process, GATHER)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--coordinator={values.coordinator}: process {process} of {processes}: {reason}") from error
+    return Watch(process, processes, peers, lambda: _advice(workdir, processes))
+
+
+def _start(values: flags.FlagValues) -> None:
+    """Starts JAX in all processes."""
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -115,26 +131,24 @@ def _start(values: flags.FlagValues) -> bool:
             **named, initialization_timeout=GATHER, heartbeat_timeout_seconds=JAX_SILENCE, shutdown_timeout_seconds=30
         )
     except (RuntimeError, ValueError) as error:
-        who = f"--process={values.process} of {values.processes} at {values.coordinator}" if named else "--distributed"
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{who}: the processes did not all come together within {GATHER} s ({reason})") from error
-    return True
+        raise UserError(f"JAX could not start in all processes within {GATHER} s ({reason})") from error
 
 
-def _watch(values: flags.FlagValues, workdir: Path) -> Watch:
-    """Every process connected to process 0, and one looking after the other."""
+def _meet_by_jax(workdir: Path) -> Watch:
+    """`_meet` where JAX has found the processes: process 0 tells the others where it listens."""
     import jax
 
     from posttrain_jax.parallel import exchange
 
     process, processes = jax.process_index(), jax.process_count()
-    listener = Listener(values.coordinator and values.coordinator.rpartition(":")[0]) if process == 0 else None
+    listener = Listener() if process == 0 else None
     address = exchange.gather(listener and listener.address)[0]
     peers, problem = {}, None
     try:
-        peers = listener.accept(processes) if listener else connect(address, process)
+        peers = listener.accept(processes, CONNECT) if listener else connect(address, process, CONNECT)
     except OSError as error:
-        problem = f"process {process} of {processes}: no connection to watch over the others ({error})"
+        problem = f"process {process} of {processes} cannot be watched over ({error})"
     found = next(filter(None, exchange.gather(problem)), None)
     if found:
         raise UserError(f"{found}; the ports that process 0 opens must be open to the other hosts")

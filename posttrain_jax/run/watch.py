@@ -9,6 +9,7 @@ process 0 tells the rest. Imports no JAX.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import select
@@ -21,55 +22,67 @@ EXIT_PEER_GONE = 76  # EX_PROTOCOL, the remote side failed: what was saved is so
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 30.0  # seconds without one
 GRACE = 3.0  # seconds for a process to find by itself what another one failed of
-CONNECT = 30.0  # seconds to connect
+
+Address = tuple[list[str], int, str]
 
 
 class Listener:
     """Process 0's open port; ``address`` (hosts it may be reached by, port, word to say first) is for the others."""
 
-    def __init__(self, host: str | None = None):
-        self.socket = socket.create_server(("", 0), backlog=1024)
+    def __init__(self, host: str | None = None, port: int = 0, word: str = ""):
+        self.socket = socket.create_server(("", port), backlog=1024)
         hosts = [host] if host else [_outward(), socket.gethostname()]
-        self.address: tuple[list[str], int, str] = (hosts, self.socket.getsockname()[1], secrets.token_hex(16))
+        self.address: Address = (hosts, self.socket.getsockname()[1], word or secrets.token_hex(16))
 
-    def accept(self, processes: int) -> dict[int, socket.socket]:
-        """A connection to each of the other processes.
+    def accept(self, processes: int, seconds: float) -> dict[int, socket.socket]:
+        """A connection to each of the other processes; closes the port.
 
         Raises:
-          TimeoutError: one did not connect.
+          TimeoutError: one did not connect; the message says which.
         """
         peers: dict[int, socket.socket] = {}
-        deadline = time.monotonic() + CONNECT
+        deadline = time.monotonic() + seconds
         with self.socket:
-            while len(peers) < processes - 1:
+            while missing := set(range(1, processes)) - peers.keys():
                 self.socket.settimeout(max(deadline - time.monotonic(), 0.01))
-                peer, _ = self.socket.accept()
+                try:
+                    peer, _ = self.socket.accept()
+                except TimeoutError:
+                    raise TimeoutError(f"process {min(missing)} did not come within {seconds:.0f} s") from None
                 peer.settimeout(5)
                 word, _, number = _line(peer).partition(" ")
-                if word == self.address[2]:
+                if word == self.address[2] and number.isdecimal() and int(number) in missing:
                     peers[int(number)] = peer
                 else:
                     peer.close()
+        for peer in peers.values():
+            with contextlib.suppress(OSError):  # the watch will see that it is gone
+                peer.sendall(b"go\n")
         return peers
 
 
-def connect(address: tuple[list[str], int, str], process: int) -> dict[int, socket.socket]:
-    """A connection to process 0.
+def connect(address: Address, process: int, seconds: float) -> dict[int, socket.socket]:
+    """A connection to process 0, once all are connected; tries again until it listens.
 
     Raises:
-      OSError: none of its hosts can be reached.
+      OSError: none of its hosts can be reached, or another process did not come.
     """
     hosts, port, word = address
-    failure = OSError("no host")
-    for host in hosts:
+    deadline = time.monotonic() + seconds
+    for attempt in itertools.count():
         try:
-            peer = socket.create_connection((host, port), timeout=CONNECT)
+            peer = socket.create_connection((hosts[attempt % len(hosts)], port), timeout=10)
         except OSError as error:
-            failure = error
+            if time.monotonic() > deadline:
+                raise OSError(f"process 0 cannot be reached ({error.strerror or error})") from error
+            time.sleep(0.1)
             continue
         peer.sendall(f"{word} {process}\n".encode())
-        return {0: peer}
-    raise failure
+        peer.settimeout(max(deadline - time.monotonic(), 0) + GRACE)
+        if _line(peer) == "go":
+            return {0: peer}
+        raise OSError("process 0 is gone, or waited for another one in vain")
+    raise AssertionError
 
 
 class Watch:
