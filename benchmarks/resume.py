@@ -152,7 +152,13 @@ def differences(ours: Path, expected: Path) -> dict:
     import orbax.checkpoint as ocp
 
     last = max(int(path.name) for path in (expected / "checkpoints").iterdir() if path.name.isdecimal())
-    trees = [ocp.PyTreeCheckpointer().restore(run / "checkpoints" / str(last) / "arrays") for run in (ours, expected)]
+    reader, trees = ocp.PyTreeCheckpointer(), []
+    for run in (ours, expected):
+        arrays = run / "checkpoints" / str(last) / "arrays"
+        how = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(arrays).item_metadata.tree
+        )
+        trees.append(reader.restore(arrays, restore_args=how))
     mine, theirs = ([np.frombuffer(np.asarray(x).tobytes(), np.uint8) for x in jax.tree.leaves(t)] for t in trees)
     bits = sum(int(np.bitwise_count(a ^ b).sum()) for a, b in zip(mine, theirs, strict=True))
     files = [

@@ -111,6 +111,7 @@ def full() -> ConfigDict:
 
     c.rollout.slots = 512
     c.rollout.max_prompt = 2048
+    c.rollout.sharded = True
     c.rollout.max_response = 40960  # the shorter of MiniMax-M1's two thinking budgets
     c.rollout.decode_chunk = 64
     c.rollout.prefill_batch = 32

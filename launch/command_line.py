@@ -25,20 +25,30 @@ EXIT_INTERRUPTED = 130
 
 def run(main: Callable[[list[str]], int]) -> None:
     """Runs an entry point and ends the process: a mistake the user can mend is one line on stderr and exit code 2."""
+    sys.exit(outcome(lambda: main(sys.argv[1:])))
+
+
+def outcome(work: Callable[[], int], told: Callable[[str], None] = lambda reason: None) -> int:
+    """The exit code of some work; what ended it, if the user can mend that, is printed, and ``told`` in one line."""
     try:
-        code = main(sys.argv[1:])
+        code = work()
         sys.stdout.flush()
+        return code
     except UserError as error:
-        code = fail(str(error).splitlines())
+        problems = str(error).splitlines()
+        code = fail(problems)
     except KeyboardInterrupt:
-        fail(["interrupted; the same command goes on from the last checkpoint"])
+        problems = ["interrupted; the same command goes on from the last checkpoint"]
+        fail(problems)
         code = EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        return 0
     except OSError as error:
-        code = fail([_os_problem(error)])
-    sys.exit(code)
+        problems = [_os_problem(error)]
+        code = fail(problems)
+    told(problems[0])
+    return code
 
 
 def fail(problems: Iterable[str]) -> int:

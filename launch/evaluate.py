@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import command_line
+import processes
 import run_directory
 from absl import flags
 
 from posttrain_jax.data import tasks
 from posttrain_jax.errors import UserError
+from posttrain_jax.run.recipe import Recipe
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,6 +30,9 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("--workdir is missing: the directory of a run, such as runs/minimax_m2-tiny-seed0")
     if values.samples > 1 and values.temperature == 0:
         raise UserError(f"--samples={values.samples} with --temperature=0 gives equal answers: set --temperature=1")
+    mistakes = processes.problems(values)
+    if mistakes:
+        raise UserError("\n".join(mistakes))
     workdir = Path(values.workdir).expanduser()
     recipe = run_directory.read(workdir)
     names = tuple(values.tasks) or recipe.tasks.names or tasks.TASKS
@@ -35,6 +40,21 @@ def main(arguments: Sequence[str]) -> int:
     seed = recipe.tasks.seed if values.seed is None else values.seed
     problems = tasks.heldout(names, level, values.problems or recipe.evaluation.problems, seed)
     command_line.prepare_jax()
+    return processes.together(values, workdir, lambda: _answer(values, recipe, workdir, problems, names, level, seed))
+
+
+def _answer(
+    values: flags.FlagValues,
+    recipe: Recipe,
+    workdir: Path,
+    problems: list[tasks.Problem],
+    names: Sequence[str],
+    level: int,
+    seed: int,
+) -> int:
+    """Answers the problems; process 0 writes the scores."""
+    import jax
+
     from posttrain_jax.run.metrics import write_json_atomic
     from posttrain_jax.stages import evaluation, trained
     from posttrain_jax.stages.experience import sample
@@ -49,6 +69,8 @@ def main(arguments: Sequence[str]) -> int:
         samples=values.samples,
         temperature=values.temperature,
     )
+    if jax.process_index() != 0:
+        return 0
     output = Path(values.output) if values.output else workdir / f"evaluation-{model.stage}-{model.step}.json"
     write_json_atomic(
         output,
@@ -82,6 +104,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_float("temperature", 0.0, "0 is greedy", lower_bound=0.0, flag_values=values)
     flags.DEFINE_integer("seed", None, "of the problems (the recipe's)", lower_bound=0, flag_values=values)
     flags.DEFINE_string("output", None, "JSON file (WORKDIR/evaluation-STAGE-STEP.json)", flag_values=values)
+    processes.define(values)
     return values
 
 

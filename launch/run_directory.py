@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import secrets
 from pathlib import Path
 
 from posttrain_jax.errors import UserError
@@ -30,6 +31,33 @@ def claim(workdir: Path, recipe: Recipe) -> bool:
     workdir.mkdir(parents=True, exist_ok=True)
     durable.replace(workdir / "config.json", (json.dumps(dataclasses.asdict(recipe), indent=2) + "\n").encode())
     return resumed
+
+
+def claim_together(workdir: Path, recipe: Recipe) -> None:
+    """`claim` by process 0 of the run, for all of its processes.
+
+    Raises:
+      UserError: as `claim`, or a process does not see what process 0 writes there.
+    """
+    import jax
+
+    from posttrain_jax.parallel import exchange
+
+    mark = None
+    if jax.process_index() == 0:
+        claim(workdir, recipe)
+        if jax.process_count() > 1:
+            mark = workdir / f".shared-{secrets.token_hex(8)}"
+            mark.touch()
+    name = exchange.gather(mark and mark.name)[0]
+    seen = exchange.gather(name is None or (workdir / name).exists())
+    if mark:
+        mark.unlink()
+    if not all(seen):
+        raise UserError(
+            f"--workdir={workdir}: process {seen.index(False)} does not see what process 0 wrote there; choose a"
+            " directory that all processes share"
+        )
 
 
 def conflict(workdir: Path, recipe: Recipe) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import command_line
 import config_file
 import devices
+import processes
 import run_directory
 from absl import flags
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     recipe, problems = validate.read(config)
     workdir = Path(values.workdir).expanduser() if values.workdir else run_directory.default(recipe)
     problem = validate.workdir_problem(workdir)
-    mistakes += wrong + problems + ([problem] if problem else [])
+    mistakes += processes.problems(values) + wrong + problems + ([problem] if problem else [])
     if mistakes:
         raise validate.InvalidRecipe(mistakes)
 
@@ -55,17 +56,21 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if why:
         print(why, flush=True)
+    different = run_directory.conflict(workdir, recipe)
+    if different:
+        raise UserError("\n".join(different))
     if values.dry_run:
-        different = run_directory.conflict(workdir, recipe)
-        if different:
-            raise UserError("\n".join(different))
         _print_header(recipe, workdir)
         return 0
-    run_directory.claim(workdir, recipe)
-    command_line.prepare_jax()
-    from posttrain_jax.stages import pipeline  # starts JAX, so only when all else is in order
 
-    return pipeline.run(recipe, workdir)
+    def work() -> int:
+        from posttrain_jax.stages import pipeline  # starts JAX, so only when all else is in order
+
+        run_directory.claim_together(workdir, recipe)
+        return pipeline.run(recipe, workdir)
+
+    command_line.prepare_jax()
+    return processes.together(values, workdir, work)
 
 
 def _flags() -> flags.FlagValues:
@@ -74,6 +79,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_string("workdir", None, "where results go (runs/RECIPE-SCALE-seedN)", flag_values=values)
     flags.DEFINE_boolean("print_config", False, "print the resolved configuration and exit", flag_values=values)
     flags.DEFINE_boolean("dry_run", False, "check everything, say what would be done, and exit", flag_values=values)
+    processes.define(values)
     return values
 
 

@@ -71,12 +71,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(batch: Any, mesh: Mesh, batch_axis: int = 0) -> Any:
-    """Moves a tree of host arrays to the mesh, splitting ``batch_axis`` over the data axes."""
+    """Moves a tree of host arrays to the mesh, splitting ``batch_axis`` over the data axes.
+
+    Of several processes each brings the same arrays, and moves what its own devices hold.
+    """
 
     def put(array):
         axes: list[str | None] = [None] * array.ndim
         if array.ndim > batch_axis:
             axes[batch_axis] = "batch"
-        return jax.device_put(array, sharding(tuple(axes), array.shape, mesh))
+        where = sharding(tuple(axes), array.shape, mesh)
+        if where.is_fully_addressable:
+            return jax.device_put(array, where)
+        return jax.make_array_from_callback(array.shape, where, lambda part: array[part])
 
     return jax.tree.map(put, batch)

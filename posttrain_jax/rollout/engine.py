@@ -17,6 +17,7 @@ from jaxtyping import Array, Key
 
 from posttrain_jax.models.architecture import Architecture
 from posttrain_jax.models.decoder import Decoder, unstack
+from posttrain_jax.parallel import exchange
 from posttrain_jax.rollout import decode, speculative
 
 FINISH = {decode.STOPPED: "stop", decode.AT_LIMIT: "length", decode.REPEATING: "repetition"}
@@ -39,9 +40,21 @@ class Engine:
     The programs serve one bank of slots. Several banks, each with a thread and a fixed share of the sequences, keep as
     many CPU cores busy, for one core decodes a small model as fast as many; an accelerator wants one large bank.
     Weights that lie on several devices are served by one bank in any case: threads would mix up their collectives.
+
+    Several processes call everything together. Each decodes its share of the prompts with a copy of the weights on its
+    first device; or, ``sharded``, all of them decode all prompts with the weights split as the trainer splits them, for
+    a model that no device holds alone.
     """
 
-    def __init__(self, arch: Architecture, limits: decode.Limits, *, banks: int = 1, compute_dtype: str = "float32"):
+    def __init__(
+        self,
+        arch: Architecture,
+        limits: decode.Limits,
+        *,
+        banks: int = 1,
+        compute_dtype: str = "float32",
+        sharded: bool = True,
+    ):
         """Raises ValueError where the model's length cannot hold a prompt and a response, or it cannot draft."""
         if limits.draft:
             speculative.check(arch)
@@ -51,6 +64,7 @@ class Engine:
                 f"max_length={arch.max_length}"
             )
         self.arch, self.limits, self.banks, self.compute_dtype = arch, limits, banks, compute_dtype
+        self.sharded = sharded
         self._dispatch = threading.Lock()
         make = partial(Decoder, arch, param_dtype=compute_dtype, compute_dtype=compute_dtype, scan=False)
         graph, shapes = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
@@ -74,7 +88,8 @@ class Engine:
 
     def load(self, weights: nnx.State) -> nnx.State:
         """A trainer's weights as the engine decodes with them: layers apart, all but head and router in its format."""
-        return self._load(weights)
+        loaded = self._load(weights)
+        return loaded if self.sharded else exchange.own_copy(loaded)
 
     def generate(
         self,
@@ -101,7 +116,14 @@ class Engine:
           ValueError: a prompt is empty or longer than max_prompt.
         """
         self._check(prompts)
-        sequences = np.arange(len(prompts) * samples)
+        answer = partial(self._answer, weights, prompts, key, samples, temperature)
+        return answer(range(len(prompts))) if self.sharded else exchange.spread(range(len(prompts)), answer)
+
+    def _answer(
+        self, weights, prompts, key, samples: int, temperature: float, chosen: Sequence[int]
+    ) -> list[list[Completion]]:
+        """The completions of some of the prompts, over the banks."""
+        sequences = np.array([prompt * samples + sample for prompt in chosen for sample in range(samples)], int)
         banks = self.banks if len(jax.tree.leaves(weights)[0].sharding.device_set) == 1 else 1
         shares = [share.tolist() for share in np.array_split(sequences, banks) if len(share)]
         stop = threading.Event()
@@ -111,7 +133,7 @@ class Engine:
                 done = dict(chain.from_iterable(threads.map(run, shares)))
             finally:
                 stop.set()
-        return [[done[prompt * samples + sample] for sample in range(samples)] for prompt in range(len(prompts))]
+        return [[done[prompt * samples + sample] for sample in range(samples)] for prompt in chosen]
 
     def stream(
         self, weights: nnx.State, prompt: Sequence[int], key: Key[Array, ""], *, temperature: float = 1.0
@@ -125,8 +147,8 @@ class Engine:
         given = 0
         while True:
             slots = self._decode(weights, slots, jnp.float32(temperature))
-            status, count = (int(x[0]) for x in jax.device_get((slots.status, slots.count)))
-            yield np.asarray(slots.tokens[0, given:count]), FINISH.get(status)
+            status, count = (int(x[0]) for x in exchange.fetch((slots.status, slots.count)))
+            yield exchange.fetch(slots.tokens)[0, given:count], FINISH.get(status)
             given = count
             if status != decode.RUNNING:
                 return
@@ -143,11 +165,11 @@ class Engine:
                     slots = self._fill(weights, slots, prompts, newcomers, key, samples)
                     seated.update(newcomers)
                 slots = self._decode(weights, slots, jnp.float32(temperature))
-            status, count = jax.device_get((slots.status, slots.count))
+            status, count = exchange.fetch((slots.status, slots.count))
             finished = [slot for slot in seated if status[slot] != decode.RUNNING]
             if finished:
-                tokens, logprobs = jax.device_get((slots.tokens, slots.logprobs))
-                drafts = jax.device_get((slots.drafted, slots.kept)) if self.limits.draft else ()
+                tokens, logprobs = exchange.fetch((slots.tokens, slots.logprobs))
+                drafts = exchange.fetch((slots.drafted, slots.kept)) if self.limits.draft else ()
             for slot in finished:
                 n, counts = count[slot], (int(each[slot]) for each in drafts)
                 said = tokens[slot, :n].copy(), logprobs[slot, :n].copy()

@@ -129,6 +129,7 @@ class Rollout:
     decode_chunk: int = setting(16, "tokens decoded between two looks at what has finished", minimum=1)
     prefill_batch: int = setting(8, "prompts prefilled together", minimum=1)
     draft: bool = setting(False, "speculative decoding by the layer of multi-token prediction, where a model has one")
+    sharded: bool = setting(False, "all processes decode together, weights split as for training; or each with a copy")
 
 
 OBJECTIVES = (

@@ -102,8 +102,9 @@ def workdir_problem(workdir: Path) -> str | None:
 def differences(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
     """Where a stored configuration asks for another run than ``recipe``, one sentence a key.
 
-    Keys under ``run`` say how a run is kept, not what it computes, so they may differ. A key the stored configuration
-    does not have counts as its default.
+    Keys under ``run`` say how a run is kept, and those under ``mesh`` (and ``rollout.sharded``) where it computes, not
+    what, so they may differ: another mesh gives the same numbers but for rounding. A key the stored configuration does
+    not have counts as its default.
     """
     defaults = flatten(dataclasses.asdict(Recipe()))
     before = defaults | flatten(saved)
@@ -112,7 +113,7 @@ def differences(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
     for path in sorted(before.keys() | after.keys()):
         old, new = before.get(path, "absent"), after.get(path, "absent")
         old = tuple(old) if isinstance(old, list) else old
-        if old != new and not path.startswith("run."):
+        if old != new and not path.startswith(("run.", "mesh.", "rollout.sharded")):
             found.append(f"config.{path} was {old!r} and is now {new!r}")
     return found
 

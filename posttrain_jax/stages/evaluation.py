@@ -11,7 +11,7 @@ from flax import nnx
 from posttrain_jax.chat.format import Chat
 from posttrain_jax.data.tasks import Problem
 from posttrain_jax.rollout.engine import Engine
-from posttrain_jax.stages.experience import Trajectory, answered, judge, prompt_tokens
+from posttrain_jax.stages.experience import Trajectory, judge_all, prompt_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,8 @@ def evaluate(
     )
     right = [0] * len(problems)
     trajectories = []
-    for i, completions in zip(asked, answers, strict=True):
-        judged = [judge(problems[i], prompts[i], c, answered(chat, c), format_reward=0.0) for c in completions]
+    judged_all = judge_all(chat, [problems[i] for i in asked], [prompts[i] for i in asked], answers, format_reward=0.0)
+    for i, judged in zip(asked, judged_all, strict=True):
         right[i] = sum(trajectory.verdict.correct for trajectory in judged)
         trajectories += judged
     by_task: dict[str, list[float]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from posttrain_jax.data import tasks
 from posttrain_jax.data.curriculum import Curriculum
 from posttrain_jax.data.tasks import Problem
 from posttrain_jax.errors import UserError
+from posttrain_jax.parallel import exchange
 from posttrain_jax.rewards.shaping import length_rewards, overlong_penalty
 from posttrain_jax.rewards.verifier import Verdict, verify
 from posttrain_jax.rollout.engine import Completion, Engine
@@ -68,6 +70,30 @@ def judge(
     """Verifies a response; its reward is the verdict's."""
     verdict = verify(problem, message, format_reward=format_reward)
     return Trajectory(problem, prompt, completion, message, verdict, verdict.reward)
+
+
+def judge_all(
+    chat: Chat,
+    problems: list[Problem],
+    prompts: list[list[int]],
+    answers: list[list[Completion]],
+    *,
+    format_reward: float,
+) -> list[list[Trajectory]]:
+    """`judge` of every response; of several processes each reads and verifies its share of the problems."""
+
+    def verdicts(chosen: Sequence[int]) -> list[list[tuple[dict, Verdict, float]]]:
+        judged = [
+            [judge(problems[i], prompts[i], c, answered(chat, c), format_reward=format_reward) for c in answers[i]]
+            for i in chosen
+        ]
+        return [[(t.message, t.verdict, t.reward) for t in group] for group in judged]
+
+    found = exchange.spread(range(len(problems)), verdicts)
+    return [
+        [Trajectory(problem, prompt, c, *told) for c, told in zip(completions, group, strict=True)]
+        for problem, prompt, completions, group in zip(problems, prompts, answers, found, strict=True)
+    ]
 
 
 def within(budget: int | None, completion: Completion) -> Completion:
@@ -139,12 +165,13 @@ def collect(
             temperature=settings.sampling.temperature,
         )
         rounds += 1
-        for problem, prompt, completions in zip(problems, prompts, answers, strict=True):
-            completions = [within(budgets.get(problem.task), c) for c in completions]
-            judged = [
-                judge(problem, prompt, c, answered(chat, c), format_reward=settings.format_reward) for c in completions
-            ]
-            group = shaped(judged, settings, limits.max_response)
+        answers = [
+            [within(budgets.get(problem.task), c) for c in completions]
+            for problem, completions in zip(problems, answers, strict=True)
+        ]
+        judged = judge_all(chat, problems, prompts, answers, format_reward=settings.format_reward)
+        for problem, trajectories in zip(problems, judged, strict=True):
+            group = shaped(trajectories, settings, limits.max_response)
             everything += group
             curriculum.observe(problem.task, problem.level, sum(t.verdict.correct for t in group), len(group))
             if len({t.reward for t in group}) > 1:

@@ -289,9 +289,11 @@ class Run:
             "versions": _versions(),
             "samples": shown,
         }
-        write_json_atomic(self.workdir / "summary.json", summary)
         self.checkpointer.wait()
         self.recorder.close()
+        if jax.process_index() != 0:
+            return
+        write_json_atomic(self.workdir / "summary.json", summary)
         path = report.write(self.workdir)
         self.screen.summary({**summary, "workdir": str(self.workdir), "report": str(path)})
 
@@ -299,7 +301,8 @@ class Run:
         devices = self.mesh.devices.flatten()
         return {
             "recipe": f"{self.recipe.name}, scale {self.recipe.scale}, seed {self.recipe.seed}",
-            "devices": f"{len(devices)} × {devices[0].device_kind}",
+            "devices": f"{len(devices)} × {devices[0].device_kind}"
+            + (f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""),
             "mesh": {name: size for name, size in self.mesh.shape.items() if size > 1} or "one device",
             "parameters": self.recipe.model.parameters,
             "active": self.recipe.model.active_parameters,

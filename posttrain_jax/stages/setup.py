@@ -49,7 +49,9 @@ def make_engine(recipe: Recipe, chat: Chat, *, banks: int | None = None, **overr
         repetition_probability=recipe.rl.repetition_probability,
     )
     limits = Limits(**{**limits, **overrides})
-    return Engine(recipe.model, limits, banks=banks, compute_dtype=recipe.precision.compute)
+    return Engine(
+        recipe.model, limits, banks=banks, compute_dtype=recipe.precision.compute, sharded=recipe.rollout.sharded
+    )
 
 
 def make_model(recipe: Recipe) -> Callable[[], Decoder]:
