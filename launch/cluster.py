@@ -123,9 +123,11 @@ def training(arguments: Sequence[str], *, remote: bool) -> list[str]:
     workdir = given.get("workdir", "")
     if not workdir:
         raise UserError("--workdir is missing after --: every process needs the same directory, where the run goes on")
-    if remote and not workdir.startswith(("gs://", "/")):
+    if remote and not workdir.startswith("/"):
+        why = "a bucket is no folder" if "://" in workdir else "is lost with the machines"
         raise UserError(
-            f"--workdir={workdir}: is lost with the machines; the nearest that stays is gs://BUCKET/{Path(workdir).name}"
+            f"--workdir={workdir}: {why}; mount a file system on all machines: "
+            f"the nearest is /mnt/runs/{Path(workdir).name}"
         )
     broken = [argument for argument in arguments if "\n" in argument or "\0" in argument]
     if broken:

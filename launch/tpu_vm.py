@@ -84,10 +84,11 @@ class Machines:
     def install(self) -> int:
         archive = str(Path(tempfile.gettempdir()) / f"posttrain_jax-{self.name}.tar.gz")
         unpack = "rm -rf posttrain_jax && mkdir posttrain_jax && tar -xzf posttrain_jax.tar.gz -C posttrain_jax"
+        prepare = shlex.join(["bash", WORKER, "install", *filter(None, [self.values.nfs])])
         return (
             self.shell.run("tar", "-czf", archive, "--exclude=__pycache__", "-C", str(cluster.ROOT), *SENT)
             or self._gcloud("scp", archive, f"{self.name}:posttrain_jax.tar.gz", "--node=all", "--worker=all")
-            or self._everywhere(f"{unpack} && bash {WORKER} install")
+            or self._everywhere(f"{unpack} && {prepare}")
         )
 
     def run(self) -> int:
@@ -186,6 +187,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_string(
         "create_flags", "", "more flags for gcloud's create, such as --network=NAME", flag_values=values
     )
+    flags.DEFINE_string("nfs", None, "HOST:/SHARE, mounted at /mnt/runs of every worker", flag_values=values)
     flags.DEFINE_float("poll", 30.0, "wait, watch: seconds between looks", 0.0, flag_values=values)
     flags.DEFINE_integer(
         "retries", 3, "watch: new starts after a crash, and new tries when gcloud fails", 0, flag_values=values

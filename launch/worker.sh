@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One worker of a TPU slice: installs the clone it lies in, and keeps one run of launch/train.py that outlives ssh.
-#   worker.sh install | start ARGUMENTS... | status | stop
+#   worker.sh install [HOST:/SHARE] | start ARGUMENTS... | status | stop
 # In the home directory: posttrain_jax.log, .pid while it runs, .exit when it ended.
 set -euo pipefail
 
@@ -10,8 +10,13 @@ log="$HOME/posttrain_jax.log"
 pid="$HOME/posttrain_jax.pid"
 ended="$HOME/posttrain_jax.exit"
 
-# The system's Python is older than the project takes, so uv brings one.
+# The system's Python is older than the project takes, so uv brings one. An NFS share is mounted for the runs.
 install() {
+  if [[ -n "${1:-}" ]] && ! mountpoint --quiet /mnt/runs; then
+    command -v mount.nfs >/dev/null || sudo apt-get install --yes --quiet nfs-common
+    sudo mkdir -p /mnt/runs
+    sudo mount -t nfs "$1" /mnt/runs
+  fi
   export PATH="$HOME/.local/bin:$PATH"
   command -v uv >/dev/null || python3 -m pip install --quiet --user uv
   [[ -x "$venv/bin/python" ]] || uv venv --quiet --python 3.12 "$venv"
@@ -64,10 +69,10 @@ status() {
 }
 
 case "${1:-}" in
-  install | status | stop) "$1" ;;
-  start | attend) "$@" ;;
+  status | stop) "$1" ;;
+  install | start | attend) "$@" ;;
   *)
-    echo "usage: worker.sh install | start ARGUMENTS... | status | stop" >&2
+    echo "usage: worker.sh install [HOST:/SHARE] | start ARGUMENTS... | status | stop" >&2
     exit 2
     ;;
 esac

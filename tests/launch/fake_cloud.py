@@ -203,6 +203,18 @@ def uv(arguments):
     )
 
 
+def sudo(arguments):
+    """Notes what the superuser is asked to do, and mounts nothing."""
+    with open(HERE / "sudo.jsonl", "a") as asked:
+        asked.write(json.dumps(arguments) + "\n")
+    return 0
+
+
+def mountpoint(arguments):
+    """Whether the runs' folder has been mounted."""
+    return 0 if (HERE / "sudo.jsonl").exists() else 1
+
+
 def pip(arguments):
     """Takes the one installation that is asked of a container, and does nothing."""
     return 0 if arguments == ["install", "--quiet", "--editable", ".[tpu]"] and Path("setup.py").exists() else 1
@@ -234,7 +246,7 @@ def python(arguments):
 
 if __name__ == "__main__":
     _, program, *given = sys.argv
-    if program not in ("uv", "pip", "python", "python3", "srun", "scontrol"):
+    if program not in ("uv", "pip", "python", "python3", "srun", "scontrol", "sudo", "mountpoint"):
         with open(HERE / "calls.jsonl", "a") as calls:
             calls.write(json.dumps([program, *given]) + "\n")
     if program == "kubectl":

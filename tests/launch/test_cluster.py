@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = (
+    *("sudo", "mountpoint"),
     "gcloud",
     "xpk",
     "kubectl",
@@ -29,7 +30,7 @@ PROGRAMS = (
 )
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the workers are Linux machines")
 
-HARD = ["--config=configs/minimax_m2.py:full", "--workdir=gs://bucket/it's here", '--config.x=a "b"  $HOME `c` ; \\ *']
+HARD = ["--config=configs/minimax_m2.py:full", "--workdir=/mnt/it's here", '--config.x=a "b"  $HOME `c` ; \\ *']
 ON = ["--name=m2", "--zone=us-east5-a"]
 NEW = [*ON, "--type=v5p-16", "--spot", "--poll=0"]
 
@@ -104,7 +105,12 @@ def test_step_by_step_on_two_slices(cloud):
                                     "--runtime-version=v2-alpha-tpuv5", "--spot", "--zone=us-east5-a"]  # fmt: skip
     waited = ok(cloud.run("tpu_vm.py", "wait", *ON, "--poll=0"))
     assert waited.splitlines() == ["m2: WAITING_FOR_RESOURCES", "m2: PROVISIONING"]
-    ok(cloud.run("tpu_vm.py", "install", *ON))
+    for _ in range(2):  # what is mounted stays mounted
+        ok(cloud.run("tpu_vm.py", "install", *ON, "--nfs=10.0.0.2:/my runs"))
+    asked = [json.loads(line) for line in (cloud.here / "sudo.jsonl").read_text().splitlines()]
+    assert [words for words in asked if words[0] == "mount"] == [
+        ["mount", "-t", "nfs", "10.0.0.2:/my runs", "/mnt/runs"]
+    ]
     assert (cloud.here / "worker-1-1/posttrain_jax/launch/train.py").exists()
     assert ok(cloud.run("tpu_vm.py", "status", *ON)).count("posttrain_jax: absent") == 4
 
@@ -236,7 +242,8 @@ def test_slurm_requeues_what_was_stopped_and_passes_on_what_failed(cloud):
         ("tpu_vm.py", ["stop", "--name=M_2", "--zone=z"], "the nearest is m-2"),
         ("tpu_vm.py", ["run", *ON], "--config=configs/minimax_m2.py"),
         ("tpu_vm.py", ["run", *ON, "--", "--config=c.py"], "--workdir is missing"),
-        ("tpu_vm.py", ["run", *ON, "--", "--config=c.py", "--workdir=runs/m2"], "gs://BUCKET/m2"),
+        ("tpu_vm.py", ["run", *ON, "--", "--config=c.py", "--workdir=runs/m2"], "/mnt/runs/m2"),
+        ("tpu_vm.py", ["run", *ON, "--", "--config=c.py", "--workdir=gs://b/m2"], "a bucket is no folder"),
         ("tpu_vm.py", ["run", *ON, "--", *HARD, "--config.a=1\n2"], "line break"),
         ("gke.py", ["create_cluster", "--cluster=c", "--type=v6e-9", "--spot"], "the nearest is v6e-8"),
         ("gke.py", ["create_cluster", "--cluster=c", "--type=v6e-8"], "choose one of --spot"),
