@@ -12,48 +12,59 @@ from pallas_kernels.expert_ffn import expert_ffn
 from pallas_kernels.grouped_matmul import Quantized
 from pallas_kernels.lightning_attention import lightning_attention
 from pallas_kernels.lightning_attention.reference import lightning_step
+from pallas_kernels.softmax_attention import latent_attention_step, softmax_attention
 from pallas_kernels.token_logprobs import token_logprobs
 from pallas_kernels.token_logprobs.tpu import slice_columns
 
 ROWS = 65_536  # of routed tokens on a chip
 TOKENS = 16_384
+CACHED = 8_192  # positions of a sequence that decodes
 DECODED = 256  # sequences that decode together
 
 
 class Family(NamedTuple):
-    """Widths as released, and the experts one of 16 chips holds (one of 4 where experts are few)."""
+    """Widths as released, and the experts one of 16 chips holds (one of 4 where experts are few).
+
+    ``attention`` is heads, key/value heads, head_dim and value_dim; a family with ``rank`` decodes over latents.
+    """
 
     hidden: int
     ffn: int
     experts: int
     top_k: int
     vocab: int
+    attention: tuple[int, int, int, int]
+    rank: int = 0
     lightning_heads: int = 0
 
 
 FAMILIES = {
-    "minimax_m2": Family(3072, 1536, 256 // 16, 8, 200_064),
-    "glm_4_6": Family(5120, 1536, 160 // 16, 8, 151_552),
-    "kimi_k2": Family(7168, 2048, 384 // 16, 8, 163_840),
-    "minimax_m1": Family(6144, 9216, 32 // 4, 2, 200_064, lightning_heads=64),
+    "minimax_m2": Family(3072, 1536, 256 // 16, 8, 200_064, (48, 8, 128, 128)),
+    "glm_4_6": Family(5120, 1536, 160 // 16, 8, 151_552, (96, 8, 128, 128)),
+    "kimi_k2": Family(7168, 2048, 384 // 16, 8, 163_840, (64, 64, 192, 128), rank=512),
+    "minimax_m1": Family(6144, 9216, 32 // 4, 2, 200_064, (64, 8, 128, 128), lightning_heads=64),
 }
 
 
 class Case(NamedTuple):
-    """A program, the shapes of its arguments, and the least it could compute (FLOPs)."""
+    """A program, the shapes of its arguments, and the least it could compute (FLOPs).
+
+    ``integers``: least and largest + 1 of integer arguments where the time depends on them.
+    """
 
     kernel: str
     mode: str
     run: Callable[..., Any]
     shapes: tuple[Any, ...]
     least_flops: float
+    integers: tuple[int, int] | None = None
 
 
 def cases(family: Family) -> Iterator[Case]:
     """Forward, backward (with the forward it needs) and decode of each kernel that the family uses."""
     bf16 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)  # noqa: E731
     int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
-    hidden, ffn, experts, top_k, vocab, heads = family
+    hidden, ffn, experts, top_k, vocab = family[:5]
 
     def routed(tokens):
         return bf16(tokens, hidden), int32(tokens, top_k), bf16(tokens, top_k)
@@ -97,7 +108,8 @@ def cases(family: Family) -> Iterator[Case]:
     # three products more, by slices of the vocabulary, of which the compiler counts one
     yield Case("token_logprobs", "backward", slope, tokens, flops + 3 * flops * slice_columns(TOKENS, vocab, 2) / vocab)
 
-    if heads:
+    yield from _softmax_cases(family)
+    if heads := family.lightning_heads:
         x, decay = bf16(1, TOKENS, heads, 128), jax.ShapeDtypeStruct((heads,), jnp.float32)
 
         def attend(q, k, v, decay, segments):
@@ -119,6 +131,38 @@ def cases(family: Family) -> Iterator[Case]:
             (one, one, one, decay, state),
             4.0 * DECODED * heads * 128**2,
         )
+
+
+def _softmax_cases(family: Family) -> Iterator[Case]:
+    heads, kv_heads, head_dim, value_dim = family.attention
+    bf16 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)  # noqa: E731
+    int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
+
+    def attend(q, k, v, segments):
+        return softmax_attention(q, k, v, scale=head_dim**-0.5, segment_ids=segments, backend="tpu")
+
+    def back(q, k, v, segments):
+        return jax.grad(lambda q, k, v: _sum(attend(q, k, v, segments)[0]), argnums=(0, 1, 2))(q, k, v)
+
+    packed = (
+        bf16(1, TOKENS, heads, head_dim),
+        bf16(1, TOKENS, kv_heads, head_dim),
+        bf16(1, TOKENS, kv_heads, value_dim),
+        int32(1, TOKENS),
+    )
+    # the half that causality leaves of one sequence; backwards q·k and g·v again, and the three gradients
+    pairs = heads * TOKENS * (TOKENS + 1) / 2
+    yield Case("softmax_attention", "forward", attend, packed, 2 * pairs * (head_dim + value_dim), (1, 2))
+    yield Case("softmax_attention", "backward", back, packed, 2 * pairs * (4 * head_dim + 3 * value_dim), (1, 2))
+    if rank := family.rank:
+        width = rank + head_dim - value_dim
+
+        def step(q, cache, positions):
+            return latent_attention_step(q, cache, positions, rank=rank, scale=head_dim**-0.5, backend="tpu")
+
+        shapes = bf16(DECODED, heads, width), bf16(DECODED, CACHED, width), int32(DECODED)
+        flops = 2.0 * DECODED * CACHED * heads * (width + rank)
+        yield Case("latent_attention_step", "decode", step, shapes, flops, (0, CACHED))
 
 
 def _sum(x):

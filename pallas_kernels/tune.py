@@ -1,6 +1,7 @@
 """``python -m pallas_kernels.tune``: finds the fastest tile sizes on the attached chip, writes them to ``tiles.json``.
 
-Every candidate is timed at the full sizes of one model, forward and backward; what does not compile is passed over.
+Every candidate is timed at the full sizes of one model, forward and backward, or decoding where that is all there is;
+what does not compile is passed over.
 Without a TPU, ``--check`` compiles the table as it is for every generation.
 """
 
@@ -31,6 +32,17 @@ CANDIDATES: dict[str, tuple[str, str, dict[str, list[int]]]] = {
         "minimax_m2",
         {"rows": [256, 512, 1024], "inner": [768, 1536, 3072], "outer": [768, 1536]},
     ),
+    "softmax_attention": (
+        "softmax_attention",
+        "minimax_m2",
+        {"queries": [256, 512, 1024], "keys": [256, 512, 1024], "heads": [2, 4, 8]},
+    ),
+    "softmax_attention_backward": (
+        "softmax_attention",
+        "minimax_m2",
+        {"queries": [256, 512, 1024], "keys": [256, 512, 1024], "heads": [2, 4, 8]},
+    ),
+    "latent_attention_step": ("latent_attention_step", "kimi_k2", {"tokens": [512, 1024, 2048]}),
     "token_logprobs": ("token_logprobs", "minimax_m2", {"tokens": [256, 512, 1024], "vocab": [512, 1024, 2048]}),
 }
 
@@ -59,7 +71,7 @@ def tune(kernel: str) -> dict[str, int]:
     """The sizes of the candidate with the shortest time, forward and backward together."""
     name, family, choices = CANDIDATES[kernel]
     chip, best = tiles.chip(), (float("inf"), tiles.lookup(kernel))
-    chosen = [case for case in cases(FAMILIES[family]) if case.kernel == name and case.mode in ("forward", "backward")]
+    chosen = _cases(name, family)
     for sizes in ({**tiles.lookup(kernel), **x} for x in _combinations(choices)):
         with tiles.compiling_for(chip, **{kernel: sizes}):
             try:
@@ -76,11 +88,16 @@ def check(kernels: list[str]) -> None:
     """Compiles what the table says, forward and backward, for every generation."""
     for chip, kernel in itertools.product(TOPOLOGIES, kernels):
         name, family, _ = CANDIDATES[kernel]
-        for case in cases(FAMILIES[family]):
-            if case.kernel == name and case.mode in ("forward", "backward"):
-                program = compile_for(chip, case.run, *case.shapes)
-                vmem = max(k.vmem_bytes for k in program.kernels)
-                print(f"{chip} {kernel} {case.mode}: compiles, {vmem / 2**20:.0f} MiB of VMEM")
+        for case in _cases(name, family):
+            program = compile_for(chip, case.run, *case.shapes)
+            vmem = max(k.vmem_bytes for k in program.kernels)
+            print(f"{chip} {kernel} {case.mode}: compiles, {vmem / 2**20:.0f} MiB of VMEM")
+
+
+def _cases(name: str, family: str) -> list[Case]:
+    """Forward and backward; of a kernel that only decodes, that."""
+    found = [case for case in cases(FAMILIES[family]) if case.kernel == name]
+    return [case for case in found if case.mode in ("forward", "backward")] or found
 
 
 def _combinations(choices: dict[str, list[int]]) -> Iterator[dict[str, int]]:
@@ -92,8 +109,8 @@ def _seconds(case: Case, experts: int, turns: int = 5) -> float:
     draw = np.random.default_rng(0)
 
     def some(shape: jax.ShapeDtypeStruct) -> jax.Array:
-        if jnp.issubdtype(shape.dtype, jnp.integer):  # experts; words and segments may be anything
-            return jnp.asarray(draw.integers(0, experts, shape.shape), shape.dtype)
+        if jnp.issubdtype(shape.dtype, jnp.integer):  # experts; words may be anything
+            return jnp.asarray(draw.integers(*(case.integers or (0, experts)), shape.shape), shape.dtype)
         return jnp.asarray(-draw.random(shape.shape), shape.dtype)
 
     arguments = jax.tree.map(some, case.shapes)

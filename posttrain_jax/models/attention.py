@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.softmax_attention import cached_attention
 from posttrain_jax.models.architecture import Architecture
 from posttrain_jax.models.parts import constant, linear, parameter, rms_norm
 from posttrain_jax.models.rope import Rotation, rotate, score_scale
-from posttrain_jax.models.softmax_attention import cached_attention
 from posttrain_jax.parallel.attention import head_axes, segment_attention
 from posttrain_jax.parallel.placement import each_part
 

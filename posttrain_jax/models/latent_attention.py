@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.softmax_attention import cached_attention, latent_attention_step
 from posttrain_jax.models.architecture import Architecture
 from posttrain_jax.models.parts import constant, linear, parameter, rms_norm
 from posttrain_jax.models.rope import Rotation, rotate, score_scale
-from posttrain_jax.models.softmax_attention import cached_attention
 from posttrain_jax.parallel.attention import segment_attention
 from posttrain_jax.parallel.placement import each_part
 
@@ -85,11 +85,14 @@ class LatentAttention(nnx.Module):
         expand = self.kv[...].astype(x.dtype).reshape(rank, self.arch.heads, -1)
         into_k, into_v = expand[..., : self.plain_dim], expand[..., self.plain_dim :]
         q = jnp.concatenate([jnp.einsum("bnhd,rhd->bnhr", plain_q, into_k), turned_q], axis=-1)
+        scale = score_scale(self.arch)
 
         def attend(q, new, positions, cached):
             cached = cached.at[jnp.arange(len(q))[:, None], positions].set(new)
+            if q.shape[1] == 1:
+                return latent_attention_step(q[:, 0], cached, positions[:, 0], rank=rank, scale=scale)[:, None], cached
             keys, values = cached.swapaxes(1, 2)[:, None], cached[:, None, :, :rank]
-            return cached_attention(q, keys, values, positions, scale=score_scale(self.arch)), cached
+            return cached_attention(q, keys, values, positions, scale=scale), cached
 
         queries, rows = ("batch", None, "heads", None), ("batch", None, None)
         new = jnp.concatenate(self._latents(x, rotation), axis=-1)

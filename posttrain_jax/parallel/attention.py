@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from jaxtyping import Array, Float, Int
 
-from posttrain_jax.models import softmax_attention as kernel
+from pallas_kernels import softmax_attention
 from posttrain_jax.parallel.placement import along, current
 
 
@@ -32,19 +32,18 @@ def segment_attention(
     """
     place = current()
     if place is None:
-        return kernel.segment_attention(q, k, v, segment_ids, scale=scale)
+        return softmax_attention(q, k, v, segment_ids=segment_ids, scale=scale)
     own, shared = head_axes(q.shape[2], k.shape[2])
     part = place.spec(("batch", "length", own, None), q.shape)
     keys = place.spec(("batch", "length", shared, None), k.shape)
     rows, lengths, heads = (along(part, axis) for axis in range(3))
 
     def local(q, k, v, segment_ids):
-        options, kv_segment_ids = {}, segment_ids
+        where: dict = {"segment_ids": segment_ids}
         if lengths:
-            k, v, kv_segment_ids = (jax.lax.all_gather(x, lengths, axis=1, tiled=True) for x in (k, v, segment_ids))
-            start = jax.lax.axis_index(lengths) * q.shape[1]
-            options = {"kv_segment_ids": kv_segment_ids, "query_start": start}
-        out, peaks = kernel.segment_attention(q, k, v, segment_ids, scale=scale, **options)
+            k, v, all_ids = (jax.lax.all_gather(x, lengths, axis=1, tiled=True) for x in (k, v, segment_ids))
+            where |= {"kv_segment_ids": all_ids, "query_start": jax.lax.axis_index(lengths) * q.shape[1]}
+        out, peaks = softmax_attention(q, k, v, scale=scale, **where)
         peaks = jax.lax.stop_gradient(peaks)
         return out, jax.lax.pmax(peaks, rows + lengths) if rows + lengths else peaks
 

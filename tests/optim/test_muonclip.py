@@ -9,9 +9,9 @@ import optax
 import pytest
 from flax import nnx
 
+from pallas_kernels.softmax_attention import xla
 from posttrain_jax.models import glm_4_6, kimi_k2, minimax_m1, minimax_m2
 from posttrain_jax.models.head_columns import head_columns
-from posttrain_jax.models.softmax_attention import segment_attention
 from posttrain_jax.optim.freeze import freeze
 from posttrain_jax.optim.muon import muon
 from posttrain_jax.optim.muonclip import HeadColumns, clip_factors, muonclip, qk_clip
@@ -67,7 +67,8 @@ def test_peaks_are_the_largest_logits_and_padding_does_not_count():
         seen = [j for j in range(i + 1) if segments[b, j] == segments[b, i] != 0]
         expected[h] = max([expected[h], *(0.3 * q[b, i, h] @ k[b, j, h // 2] for j in seen)])
     for cut in ({}, {"shortest_stretch": 4}, {"shortest_stretch": 4, "query_block": 3}):
-        _, peaks = segment_attention(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), segments, scale=0.3, **cut)
+        arrays = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
+        _, peaks = xla.attend(*arrays, segments, segments, scale=0.3, **cut)
         np.testing.assert_allclose(peaks, expected, rtol=1e-5)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
-from pallas_kernels import expert_ffn
+from pallas_kernels import expert_ffn, latent_attention_step, softmax_attention
 from pallas_kernels.full_size import FAMILIES, cases
 from pallas_kernels.tpu_compiler import TOPOLOGIES, compile_for
 
@@ -39,6 +39,31 @@ def test_experts_of_m2_where_xla_is_refused():
     program = compile_for("v5p", case.run, *case.shapes)
     assert [kernel.name for kernel in program.kernels] == ["grouped_matmul"] * 2
     assert sum(k.moved_bytes for k in program.kernels) < 1.2 * sum(k.least_bytes for k in program.kernels)
+
+
+def test_softmax_attention_and_its_gradient_keep_nothing_of_queries_times_keys():
+    """Of MLA's dims and a length that is no multiple of any block."""
+    length, heads = 5000, 2
+    bf16 = lambda dim: jax.ShapeDtypeStruct((1, length, heads, dim), jnp.bfloat16)  # noqa: E731
+    ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+    def gradients(q, k, v, ids):
+        attend = lambda *x: softmax_attention(*x, scale=0.1, segment_ids=ids, backend="tpu")[0]  # noqa: E731
+        return jax.vjp(attend, q, k, v)[1](v)
+
+    program = compile_for("v5p", gradients, bf16(192), bf16(192), bf16(128), ids)
+    assert len(program.kernels) == 3
+    assert program.temporary_bytes < length * length
+
+
+def test_the_latent_cache_is_read_once_where_it_lies():
+    bf16 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)  # noqa: E731
+    positions = jax.ShapeDtypeStruct((32,), jnp.int32)
+    step = lambda *x: latent_attention_step(*x, rank=512, scale=0.1, backend="tpu")  # noqa: E731
+    cache = bf16(32, 8192, 576)
+    program = compile_for("v5p", step, bf16(32, 64, 576), cache, positions)
+    assert program.temporary_bytes < cache.size / 10
+    assert program.kernels[0].moved_bytes < 1.1 * cache.size * 2
 
 
 def test_what_does_not_fit_in_vmem_is_refused_by_the_compiler():

@@ -37,9 +37,16 @@ def flat(x):
     return x.reshape(-1, x.shape[-1])
 
 
-@pytest.mark.parametrize("routing", ["random", "one expert"])
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", MESHES)
+QUICK = ("gather random", "one round random", "rounds of 3 one expert")
+CASES = [
+    pytest.param(name, form, routing, marks=() if f"{form} {routing}" in QUICK else pytest.mark.slow)
+    for name in MESHES
+    for form in FORMS
+    for routing in ("random", "one expert")
+]
+
+
+@pytest.mark.parametrize("name, form, routing", CASES)
 def test_values_and_gradients(name, form, routing):
     x, chosen, shares, *matrices, cotangent = arrays(routing)
     mesh = meshes.make_mesh(**MESHES[name])

@@ -37,6 +37,17 @@ MESHES = {
     "fsdp expert": (dict(data=1, fsdp=2, expert=4), Exchange("ragged", quota=1.5)),
     "fsdp tensor context": (dict(data=1, fsdp=2, tensor=2, context=2), Exchange()),
 }
+QUICK = {  # every axis, and both ways to the experts; the others are slow
+    "minimax_m2": ("expert tensor context", "data fsdp expert"),
+    "glm_4_6": ("fsdp tensor context", "fsdp expert"),
+    "kimi_k2": ("expert tensor context",),
+    "minimax_m1": ("context", "expert tensor context"),
+}
+CASES = [
+    pytest.param(family, name, marks=() if name in QUICK[family] else pytest.mark.slow)
+    for family in FAMILIES
+    for name in MESHES
+]
 ROWS, LENGTH = 8, 16
 
 
@@ -83,8 +94,7 @@ def expected(make_model):
     return of
 
 
-@pytest.mark.parametrize("name", MESHES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family, name", CASES)
 def test_loss_and_gradients(expected, family, name):
     model, ((value, peaks), grads) = expected(family)
     axes, exchange = MESHES[name]

@@ -1,4 +1,4 @@
-"""Softmax attention as a function of q, k and v: over packed rows, and over a cache."""
+"""Softmax attention in plain jnp, over packed rows and over a cache: batched products over stretches of queries."""
 
 from __future__ import annotations
 
@@ -6,40 +6,36 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+UNSEEN = -1e30  # a score that was masked
 
-def segment_attention(
+
+def attend(
     q: Float[Array, "batch length heads head_dim"],
-    k: Float[Array, "batch length kv_heads head_dim"],
-    v: Float[Array, "batch length kv_heads value_dim"],
+    k: Float[Array, "batch kv_length kv_heads head_dim"],
+    v: Float[Array, "batch kv_length kv_heads value_dim"],
     segment_ids: Int[Array, "batch length"],
+    kv_segment_ids: Int[Array, "batch kv_length"],
+    query_start: Int[Array, ""] | int = 0,
     *,
     scale: float,
-    kv_segment_ids: Int[Array, "batch keys"] | None = None,
-    query_start: Int[Array, ""] | int | None = None,
     shortest_stretch: int = 64,
     query_block: int = 512,
 ) -> tuple[Float[Array, "batch length heads value_dim"], Float[Array, " heads"]]:
-    """Causal attention inside each segment of a packed row: softmax(scale · q·kᵀ) v over keys j ≤ i of the segment.
-
-    Also returns the largest scale · q·kᵀ that each head saw in any segment but 0, which is padding: what QK-Clip needs,
-    and the softmax has found anyway. It has no gradient.
+    """Causal attention inside each segment of a packed row, and the largest logit of each head.
 
     A row is cut into at most four stretches, none shorter than ``shortest_stretch`` (where the cutting costs more than
     it saves); the queries of one meet only the keys up to its end: up to three eighths less work. Long stretches are
-    worked through in blocks of queries, so memory grows with length · query_block.
+    worked through in blocks of queries, so memory grows with length · query_block. Padding attends to padding here.
     """
     batch, length, heads, _ = q.shape
     q, k, v = _grouped(q * scale, k.shape[2]), k.swapaxes(1, 2), v.swapaxes(1, 2)
-    if query_start is not None:
-        index = jnp.broadcast_to(query_start + jnp.arange(length), (batch, length))
-        mixed, peaks = _in_blocks(q, segment_ids, index, k, v, kv_segment_ids, query_block)
-        return _ungrouped(mixed), peaks.reshape(-1)
-    pieces, index = [], jnp.broadcast_to(jnp.arange(length), (batch, length))
-    stretch = max(-(-length // 4), shortest_stretch)
+    pieces, index = [], jnp.broadcast_to(query_start + jnp.arange(length), (batch, length))
+    known = isinstance(query_start, int)
+    stretch = max(-(-length // 4), shortest_stretch) if known else length
     for start in range(0, length, stretch):
-        here, seen = slice(start, start + stretch), slice(0, start + stretch)
+        here, seen = slice(start, start + stretch), slice(0, query_start + start + stretch if known else None)
         queries = q[:, :, :, here], segment_ids[:, here], index[:, here]
-        pieces.append(_in_blocks(*queries, k[:, :, seen], v[:, :, seen], segment_ids[:, seen], query_block))
+        pieces.append(_in_blocks(*queries, k[:, :, seen], v[:, :, seen], kv_segment_ids[:, seen], query_block))
     mixed, peaks = zip(*pieces, strict=True)
     return _ungrouped(jnp.concatenate(mixed, axis=3)), jnp.stack(peaks).max(axis=0).reshape(-1)
 
@@ -109,7 +105,7 @@ def _masked_scores(q, k, q_segment, k_segment, q_index):
     scores = _product(q.reshape(batch, kv_heads, group * queries, head_dim), k, 3, 3)
     allowed = (q_segment[:, :, None] == k_segment[:, None, :]) & (q_index[:, :, None] >= jnp.arange(keys))
     scores = scores.reshape(batch, kv_heads, group, queries, keys)
-    return jnp.where(allowed[:, None, None], scores, -1e30).reshape(batch, kv_heads, group * queries, keys)
+    return jnp.where(allowed[:, None, None], scores, UNSEEN).reshape(batch, kv_heads, group * queries, keys)
 
 
 @jax.custom_vjp
@@ -122,10 +118,22 @@ def _attend_forward(q, k, v, q_segment, k_segment, q_index):
     largest = scores.max(axis=-1, keepdims=True)
     weights = jnp.exp(scores - largest)
     normaliser = weights.sum(axis=-1, keepdims=True)
-    mixed = (_product(weights.astype(v.dtype), v, 3, 2) / normaliser).astype(q.dtype)
-    saved = (q, k, v, q_segment, k_segment, q_index, largest + jnp.log(normaliser), mixed)
-    told = jnp.where(q_segment[:, None, None] > 0, jax.lax.stop_gradient(largest).reshape(q.shape[:-1]), -jnp.inf)
-    return (mixed.reshape(*q.shape[:-1], v.shape[-1]), told.max(axis=(0, 3))), saved
+    saw = largest > UNSEEN
+    mixed = jnp.where(saw, _product(weights.astype(v.dtype), v, 3, 2) / normaliser, 0.0).astype(q.dtype)
+    # exp(score - ∞) = 0: who saw nothing passes no gradient on
+    logsumexp = jnp.where(saw, largest + jnp.log(normaliser), jnp.inf)
+    told = jnp.where(saw, largest, -jnp.inf).reshape(q.shape[:-1])
+    peaks = jnp.where(q_segment[:, None, None] != 0, told, -jnp.inf).max(axis=(0, 3))
+    return (mixed.reshape(*q.shape[:-1], v.shape[-1]), peaks), (
+        q,
+        k,
+        v,
+        q_segment,
+        k_segment,
+        q_index,
+        logsumexp,
+        mixed,
+    )
 
 
 def _attend_backward(saved, gradients):
