@@ -33,9 +33,8 @@ def experts(
 ) -> Float[Array, "batch length hidden"]:
     """y = Σ_e w_e · down_e(silu(gate_e x) ⊙ up_e x) over each token's chosen experts."""
     place = current()
-    arrays = x, chosen, weights
     if place is None:
-        return expert_ffn(*_flat(arrays), gate, up, down).reshape(x.shape)
+        return expert_ffn(_flat(x), _flat(chosen), _flat(weights), gate, up, down).reshape(x.shape)
     tokens = place.spec(("batch", "length"), x.shape[:2])
     inward = place.spec(("expert", "embed", "expert_ffn"), gate.shape)
     outward = place.spec(("expert", "expert_ffn", "embed"), down.shape)
@@ -44,7 +43,7 @@ def experts(
     shared, apart = tuple(a for a in over if a in split), tuple(a for a in over if a not in split)
 
     def local(x, chosen, weights, gate, up, down):
-        flat = _flat((x, chosen, weights))
+        flat = _flat(x), _flat(chosen), _flat(weights)
         gate, up = (whole(w, along(inward, 1), 1) for w in (gate, up))
         down = whole(down, along(outward, 2), 2)
         if not over:
@@ -53,7 +52,7 @@ def experts(
             y = exchanged_experts(*flat, gate, up, down, axis_name=over[0], exchange=place.exchange)
         else:
             y = _gathered_experts(*flat, gate, up, down, over, shared, apart)
-        return (summed(y, inner) if inner else y).reshape(x.shape)
+        return summed(y, inner).reshape(x.shape)
 
     run = jax.shard_map(
         local,
@@ -62,11 +61,11 @@ def experts(
         out_specs=tokens,
         check_vma=False,
     )
-    return run(*arrays, gate, up, down)
+    return run(x, chosen, weights, gate, up, down)
 
 
-def _flat(arrays):
-    return [x.reshape(-1, x.shape[-1]) for x in arrays]
+def _flat(x):
+    return x.reshape(-1, x.shape[-1])
 
 
 def _ragged(form, tokens):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax
 from jaxtyping import Array, Float
 
@@ -19,7 +21,7 @@ def linear(
     """
     place = current()
     if place is None:
-        return product(x, weight)
+        return cast(Array, product(x, weight))
     tokens, lying = place.spec(("batch", "length"), x.shape[:2]), place.spec(axes, weight.shape)
     split = along(tokens, 0) + along(tokens, 1)
     gathered, (width, out) = zip(*(_parted(along(lying, axis), split) for axis in (0, 1)), strict=True)
@@ -28,8 +30,7 @@ def linear(
         weight = weight.astype(x.dtype)
         for axis, names in enumerate(gathered):
             weight = whole(weight, names, axis)
-        y = product(x, weight)
-        return summed(y, width) if width else y
+        return summed(cast(Array, product(x, weight)), width)
 
     rows = tokens + (None,) * (2 - len(tokens))
     into, out_of = jax.P(*rows, width or None), jax.P(*rows, out or None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +32,9 @@ def token_logprobs(
         head = whole(head, along(columns, 0), 0)
         if not over:
             return pallas_kernels.token_logprobs(hidden, head, targets, temperature=heat)
-        hidden = _shared_input(hidden, over[0])
-        found = pallas_kernels.token_logprobs(hidden, head, targets, temperature=heat, axis_name=over[0])
-        return tuple(alike(x, over) for x in found)
+        hidden = cast(Array, _shared_input(hidden, over[0]))
+        found, entropy = pallas_kernels.token_logprobs(hidden, head, targets, temperature=heat, axis_name=over[0])
+        return alike(found, over), alike(entropy, over)
 
     heat = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), targets.shape)
     run = jax.shard_map(

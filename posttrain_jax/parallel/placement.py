@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -101,15 +101,23 @@ def whole(x: Array, names: Sequence[str], axis: int) -> Array:
 # below know the whole of it without asking the others.
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def alike(x: Array, names: tuple[str, ...]) -> Array:
     """x, that all devices along these axes hold alike; its gradient is the whole one on each."""
+    return cast(Array, _alike(x, names))
+
+
+def summed(x: Array, names: tuple[str, ...]) -> Array:
+    """The sum of x over these axes, in the form of `alike`; x itself over none."""
+    return cast(Array, _summed(x, names)) if names else x
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _alike(x, names):
     return x
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def summed(x: Array, names: tuple[str, ...]) -> Array:
-    """The sum of x over these axes, in the form of `alike`."""
+def _summed(x, names):
     return jax.lax.psum(x, names)
 
 
@@ -117,8 +125,8 @@ def _whole_gradient(names, _, share):
     return (share * jax.lax.axis_size(names),)
 
 
-alike.defvjp(lambda x, names: (x, None), _whole_gradient)
-summed.defvjp(lambda x, names: (jax.lax.psum(x, names), None), _whole_gradient)
+_alike.defvjp(lambda x, names: (x, None), _whole_gradient)
+_summed.defvjp(lambda x, names: (jax.lax.psum(x, names), None), _whole_gradient)
 
 
 def constrain(x: Array, axes: Axes) -> Array:

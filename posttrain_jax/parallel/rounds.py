@@ -13,7 +13,7 @@ backward pass is the same loop, with the derivative of a round in the place of t
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,8 @@ def exchanged_experts(
     """
     devices = jax.lax.axis_size(axis_name)
     rows = min(exchange.quota * chosen.size, exchange.most_rows)
-    return _exchanged(tokens, chosen, weights, gate, up, down, axis_name, int(np.ceil(rows / devices)))
+    arrays = tokens, chosen, weights, gate, up, down
+    return cast(Array, _exchanged(*arrays, axis_name, int(np.ceil(rows / devices))))
 
 
 class _Plan(NamedTuple):
