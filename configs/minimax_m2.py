@@ -74,6 +74,7 @@ def small() -> ConfigDict:
     c.sft.optimizer.learning_rate = 6e-4
     c.sft.optimizer.warmup_steps = 100
 
+    c.rollout.sharded = True
     c.rollout.slots = 256
     c.rollout.max_prompt = 256
     c.rollout.max_response = 512
@@ -97,7 +98,7 @@ def full() -> ConfigDict:
     """The released architecture on a pod: weights and moments split over every chip, experts over eight."""
     c = to_config(Recipe(name="minimax_m2", scale="full", model=minimax_m2.FULL))
     c.precision.compute = "bfloat16"
-    c.precision.remat = True
+    c.precision.remat = "full"
     c.mesh.fsdp = 16
     c.mesh.expert = 8
     c.tasks.max_level = 9

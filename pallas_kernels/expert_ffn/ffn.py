@@ -46,7 +46,8 @@ def expert_ffn(
 
     Args:
       tokens: ``[tokens, hidden]``.
-      chosen, weights: ``[tokens, top_k]``, the experts of each token and their shares in the result.
+      chosen, weights: ``[tokens, top_k]``, the experts of each token and their shares in the result; a choice equal
+        to the number of experts is none, and adds nothing.
       gate, up, down: the experts' matrices; quantised ones are dequantised in the kernels, and receive no gradient.
       backend: "tpu", "gpu" (Pallas), "xla" (sorted rows, in blocks), "definition" (every expert over every token); None
         chooses by the device, and on a CPU by the number of tokens.
@@ -61,7 +62,7 @@ def expert_ffn(
         return expert_ffn_definition(tokens, chosen, weights, *plain)
     slots, experts = chosen.size, gate.shape[0]
     block = int(np.clip(2 ** np.floor(np.log2(slots / experts / 4 + 1)), LEAST_BLOCK.get(backend, 8), MOST_BLOCK))
-    slot_of_row, row_of_slot, group_sizes = sort_by_expert(chosen, experts, block, radix=backend == "gpu")
+    slot_of_row, row_of_slot, group_sizes = sort_by_expert(chosen, experts, block)
     return _ffn(tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes, block, backend)
 
 

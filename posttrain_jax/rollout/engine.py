@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
 
 from posttrain_jax.models.architecture import Architecture
-from posttrain_jax.models.decoder import Decoder, unstack
-from posttrain_jax.parallel import exchange
+from posttrain_jax.models.decoder import Decoder, abstract, unstack
+from posttrain_jax.parallel import exchange, placement
+from posttrain_jax.parallel import mesh as meshes
 from posttrain_jax.rollout import decode, speculative
 
 FINISH = {decode.STOPPED: "stop", decode.AT_LIMIT: "length", decode.REPEATING: "repetition"}
@@ -41,9 +43,9 @@ class Engine:
     many CPU cores busy, for one core decodes a small model as fast as many; an accelerator wants one large bank.
     Weights that lie on several devices are served by one bank in any case: threads would mix up their collectives.
 
-    Several processes call everything together. Each decodes its share of the prompts with a copy of the weights on its
-    first device; or, ``sharded``, all of them decode all prompts with the weights split as the trainer splits them, for
-    a model that no device holds alone.
+    Several processes call everything together. On a ``mesh`` all its devices decode all prompts, with weights and caches
+    laid out for decoding (`mesh.SAMPLE`), whatever the trainer's layout is: for a model that no device holds alone.
+    Without one, each process decodes its share of the prompts with a copy of the weights on its first device.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Engine:
         *,
         banks: int = 1,
         compute_dtype: str = "float32",
-        sharded: bool = True,
+        mesh: Mesh | None = None,
     ):
         """Raises ValueError where the model's length cannot hold a prompt and a response, or it cannot draft."""
         if limits.draft:
@@ -64,7 +66,7 @@ class Engine:
                 f"max_length={arch.max_length}"
             )
         self.arch, self.limits, self.banks, self.compute_dtype = arch, limits, banks, compute_dtype
-        self.sharded = sharded
+        self.sharded = mesh is not None
         self._dispatch = threading.Lock()
         make = partial(Decoder, arch, param_dtype=compute_dtype, compute_dtype=compute_dtype, scan=False)
         graph, shapes = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
@@ -76,19 +78,30 @@ class Engine:
 
             return jax.tree_util.tree_map_with_path(cast, unstack(weights, arch))
 
-        self._load = jax.jit(load)
         steps = speculative if limits.draft else decode
-        self._admit = jax.jit(lambda w, *args: steps.admit(nnx.merge(graph, w), *args), donate_argnums=1)
-        self._decode = jax.jit(
+        empty = lambda: steps.empty(nnx.merge(graph, shapes), limits)  # noqa: E731
+        lying = slots_lying = None
+        if mesh is not None and mesh.size > 1:
+            _, placed = abstract(lambda: make(rngs=nnx.Rngs(0)), mesh, meshes.SAMPLE)
+            lying = [leaf.sharding for leaf in jax.tree.leaves(placed)]
+            slots_lying = jax.tree_util.tree_map_with_path(partial(_slot_sharding, mesh), jax.eval_shape(empty))
+
+        def compiled(f, **options):
+            return jax.jit(placement.on(mesh, meshes.SAMPLE)(f), out_shardings=slots_lying, **options)
+
+        self._load = jax.jit(lambda weights: jax.tree.leaves(load(weights)), out_shardings=lying)
+        self._form = partial(jax.eval_shape, load)
+        self._admit = compiled(lambda w, *args: steps.admit(nnx.merge(graph, w), *args), donate_argnums=1)
+        self._decode = compiled(
             lambda w, slots, temperature: steps.decode(nnx.merge(graph, w), slots, temperature, limits),
             donate_argnums=1,
         )
-        self._empty = jax.jit(lambda: steps.empty(nnx.merge(graph, shapes), limits))
+        self._empty = compiled(empty)
         self._keys = jax.jit(lambda key, ids: jax.vmap(partial(jax.random.fold_in, key))(ids))
 
     def load(self, weights: nnx.State) -> nnx.State:
         """A trainer's weights as the engine decodes with them: layers apart, all but head and router in its format."""
-        loaded = self._load(weights)
+        loaded = jax.tree.unflatten(jax.tree.structure(self._form(weights)), self._load(weights))
         return loaded if self.sharded else exchange.own_copy(loaded)
 
     def generate(
@@ -212,3 +225,13 @@ class Engine:
                 tokens[row, : lengths[row]] = prompts[prompt]
             row_of_slot[slot], ids[slot] = rows[prompt], sequence
         return self._admit(weights, slots, tokens, lengths, row_of_slot, self._keys(key, ids))
+
+
+# of what attention keeps, the axis of heads beside that of slots
+_HEADS = {"keys": "kv_heads", "values": "kv_heads", "state": "heads"}
+
+
+def _slot_sharding(mesh: Mesh, path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    """Slots over the data axes, heads over "tensor"."""
+    names = "batch", _HEADS.get(getattr(path[-1], "key", "")), *(None,) * leaf.ndim
+    return meshes.sharding(names[: leaf.ndim], leaf.shape, mesh, meshes.SAMPLE)

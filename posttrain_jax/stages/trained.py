@@ -45,9 +45,10 @@ def load(recipe: Recipe, workdir: Path, log: Callable[[str], Any] = print, **lim
       UserError: there is no checkpoint, or only damaged ones.
     """
     chat = make_chat(recipe)
-    _, weights = abstract(make_model(recipe), make_mesh(**dataclasses.asdict(recipe.mesh)))
+    mesh = make_mesh(**dataclasses.asdict(recipe.mesh))
+    _, weights = abstract(make_model(recipe), mesh)
     restored = newest_weights(workdir, weights, log)
-    engine = make_engine(recipe, chat, **limits)
+    engine = make_engine(recipe, chat, mesh=mesh, **limits)
     return Trained(chat, engine, engine.load(restored.arrays), restored.progress["stage"], restored.progress["step"])
 
 

@@ -10,7 +10,6 @@ from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call as simula
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import Quantized, expert_ffn, grouped_matmul, tiles, token_logprobs
-from pallas_kernels.expert_ffn import sort_by_expert
 from pallas_kernels.gpu_compiler import lower_for_hopper
 from pallas_kernels.token_logprobs import gpu as logprobs_gpu
 
@@ -181,12 +180,6 @@ def test_sms_stand_in_a_rectangle_that_wastes_few_turns(token_tiles, word_tiles)
     assert side * shares <= 132 and side <= token_tiles and shares <= word_tiles
     turns = -(-token_tiles // side) * -(-word_tiles // shares)
     assert turns <= max(1.1 * token_tiles * word_tiles / 132, 1) + 1
-
-
-def test_sorting_finds_the_ranks_that_counting_does():
-    chosen = jnp.asarray(np.random.default_rng(9).integers(0, 5, (60, 2)) ** 2 % 7)  # some experts without tokens
-    for a, b in zip(sort_by_expert(chosen, 7, 8), sort_by_expert(chosen, 7, 8, radix=True), strict=True):
-        assert (a == b).all() and a.dtype == b.dtype
 
 
 def test_what_it_cannot_take_is_told():
