@@ -64,17 +64,21 @@ def compile_for(chip: str, f: Callable[..., Any], *shapes: Any) -> Program:
     """
     device = jax.sharding.SingleDeviceSharding(_device(chip))
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    with tiles.compiling_for(chip), _uncached():
+    with tiles.compiling_for(chip), uncached():
         # a function of its own: JAX remembers what it traced, and with which tile sizes
         compiled = jax.jit(lambda *x: f(*x)).trace(*placed).lower(lowering_platforms=("tpu",)).compile()
     told: Any = compiled
-    kernels = tuple(_kernel(line) for line in told.as_text().splitlines() if '"tpu_custom_call"' in line)
+    kernels = tuple(read_kernel(line) for line in told.as_text().splitlines() if '"tpu_custom_call"' in line)
     flops = told.cost_analysis().get("flops", 0.0)
     return Program(told.memory_analysis().temp_size_in_bytes, flops, kernels)
 
 
-def _kernel(line: str) -> Kernel:
-    """Reads one instruction of compiled HLO."""
+def read_kernel(line: str) -> Kernel:
+    """The kernel that one line of compiled HLO calls.
+
+    Raises:
+      RuntimeError: the line is no call of a kernel.
+    """
     head = re.match(r"\s*(?:ROOT )?%(.+?)(?:\.\d+)? = (.*?) custom-call\(", line)
     operands = re.search(r"operand_layout_constraints=\{(.*?)\}, \w+=\S", line)
     if head is None or operands is None:
@@ -92,8 +96,8 @@ def _bytes(shapes: str) -> float:
 
 
 @contextlib.contextmanager
-def _uncached() -> Iterator[None]:
-    """JAX's cache on disk cannot hold programs for devices that are not there."""
+def uncached() -> Iterator[None]:
+    """Nothing compiled inside is kept on disk: JAX's cache on disk cannot hold programs for devices that are not there."""
     config: Any = jax.config
     cached = config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
@@ -107,6 +111,17 @@ def _uncached() -> Iterator[None]:
 def _device(chip: str) -> Any:
     if chip not in TOPOLOGIES:
         raise ValueError(f"chip={chip!r} is not one of {', '.join(TOPOLOGIES)}")
+    return devices(TOPOLOGIES[chip])[0]
+
+
+def devices(name: str) -> list[Any]:
+    """The devices of a slice such as "v5p:4x4x8", to compile for.
+
+    Raises:
+      RuntimeError: no libtpu, or there is no such slice.
+    """
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nobody fights for chips: let others compile meanwhile
-    return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
+    one = set(name.partition(":")[2].split("x")) == {"1"}
+    host = {"chips_per_host_bounds": [1, 1, 1]} if one else {}
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **host).devices)

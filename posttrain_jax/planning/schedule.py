@@ -1,0 +1,196 @@
+"""A compiled program walked in the order it is issued: time, work and traffic, with loops counted out.
+
+Three things run side by side: the core, copies between HBM and VMEM, and the links. What is started early is waited
+for where its result is asked for; the rest takes its turn. An instruction's time on the core is the compiler's own
+estimate in cycles; a kernel's the larger of its FLOPs over the peak and its bytes over the bandwidth; where there is
+neither, its bytes over the bandwidth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import defaultdict
+
+from pallas_kernels.tpu_compiler import read_kernel
+from posttrain_jax.planning import collectives, hlo
+from posttrain_jax.planning.collectives import Collective, Layout
+from posttrain_jax.planning.flops import product_flops
+from posttrain_jax.planning.hlo import Computation, Instruction, Module
+from posttrain_jax.planning.traffic import traffic
+
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
+
+
+@dataclasses.dataclass
+class Totals:
+    """What a program, or one turn of a loop, does on one device.
+
+    Attributes:
+      seconds: from start to end, with waiting.
+      core: of them, the core's own work.
+      kernel: of that, our kernels.
+      waiting: seconds the core waits for links.
+      copying: seconds it waits for copies from or to HBM.
+      flops: of products and kernels.
+      hbm: bytes read and written.
+      cycles: the compiler's estimates.
+      collectives: (kind, axes) -> [times, bytes, seconds on the links].
+      sources: seconds of the core by place in the program.
+      assumed: loops whose turns depend on data and were taken as one.
+    """
+
+    seconds: float = 0.0
+    core: float = 0.0
+    kernel: float = 0.0
+    waiting: float = 0.0
+    copying: float = 0.0
+    flops: float = 0.0
+    hbm: float = 0.0
+    cycles: float = 0.0
+    collectives: dict[tuple[str, tuple[str, ...]], list[float]] = dataclasses.field(default_factory=dict)
+    sources: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    assumed: int = 0
+
+    def add(self, other: Totals, times: float = 1.0) -> None:
+        """Counts another part's work ``times`` over."""
+        for name in ("seconds", "core", "kernel", "waiting", "copying", "flops", "hbm", "cycles"):
+            setattr(self, name, getattr(self, name) + times * getattr(other, name))
+        for key, numbers in other.collectives.items():
+            mine = self.collectives.setdefault(key, [0.0, 0.0, 0.0])
+            self.collectives[key] = [a + times * b for a, b in zip(mine, numbers, strict=True)]
+        for source, seconds in other.sources.items():
+            self.sources[source] += times * seconds
+        self.assumed += other.assumed
+
+    def count(self, found: Collective) -> None:
+        """Counts a collective."""
+        mine = self.collectives.setdefault((found.kind, found.axes), [0.0, 0.0, 0.0])
+        for place, number in enumerate((1.0, found.bytes, found.seconds)):
+            mine[place] += number
+
+    @property
+    def links(self) -> float:
+        """Seconds of work for the links."""
+        return sum(numbers[2] for numbers in self.collectives.values())
+
+
+class Walk:
+    """Walks the computations of one module, each once."""
+
+    def __init__(self, module: Module, layout: Layout, turns: int = 1):
+        """``turns`` is what the outermost loop that depends on data is known to take."""
+        self.module, self.layout, self.chip, self.turns = module, layout, layout.part.chip, turns
+        self._kept: dict[tuple[str, bool], Totals] = {}
+        self.inner = functools.cache(self._inner)
+
+    def whole(self) -> Totals:
+        """The program from its entry."""
+        return self._walk(self.module.entry, outermost=True)
+
+    def _walk(self, computation: Computation, outermost: bool) -> Totals:
+        key = computation.name, outermost
+        if key not in self._kept:
+            self._kept[key] = self._run(computation, outermost)
+        return self._kept[key]
+
+    def _run(self, computation: Computation, outermost: bool) -> Totals:
+        total, now, links_free, copies_free = Totals(), 0.0, 0.0, 0.0
+        ready: dict[str, tuple[float, str]] = {}  # what is under way: when it is there, and who brings it
+        chains: list[float] = []  # collectives started inside fusions, oldest first
+        for one in computation.instructions:
+            op = one.opcode
+            if op in FREE:
+                continue
+            if op == "while":
+                turns = hlo.trip_count(self.module, computation, one)
+                body = self._walk(self.module.computations[one.attribute("body") or ""], outermost and turns is not None)
+                if turns is None:
+                    turns = self.turns if outermost else 1
+                    total.assumed += not outermost
+                total.add(body, turns)
+                now += turns * body.seconds
+                continue
+            if op in ("conditional", "call"):
+                parts = [self._walk(called, outermost) for called in self.module.called(one)]
+                if parts:
+                    longest = max(parts, key=lambda part: part.seconds)
+                    total.add(longest)
+                    now += longest.seconds
+                continue
+            if op.endswith("-done") and one.operands and one.operands[0] in ready:
+                until, who = ready.pop(one.operands[0])
+                wait = max(until - now, 0.0)
+                setattr(total, who, getattr(total, who) + wait)
+                now += wait
+                continue
+            if op.endswith("-update") and one.operands and one.operands[0] in ready:
+                ready[one.name] = ready.pop(one.operands[0])
+                continue
+            if op in ("copy-start", "slice-start"):
+                moved = sum(a.bytes for a in one.arrays[1:2])
+                copies_free = max(copies_free, now) + moved / self.chip.hbm_bandwidth
+                ready[one.name] = copies_free, "copying"
+                total.hbm += moved
+                continue
+            found = self._collectives(one)
+            core = self._core(computation, one, total)
+            for each, starts, ends in found:
+                if starts or not ends:
+                    total.count(each)
+                    links_free = max(links_free, now) + each.seconds
+                if starts and op.endswith("-start"):
+                    ready[one.name] = links_free, "waiting"
+                elif starts:
+                    chains.append(links_free)
+                elif not ends:
+                    wait = max(links_free - now, 0.0)
+                    total.waiting, now = total.waiting + wait, now + wait
+            now += core
+            if any(ends for _, _, ends in found) and chains:
+                wait = max(chains.pop(0) - now, 0.0)
+                total.waiting, now = total.waiting + wait, now + wait
+        total.seconds = max(now, links_free)
+        total.waiting += max(links_free - now, 0.0)
+        return total
+
+    def _collectives(self, one: Instruction) -> list[tuple[Collective, bool, bool]]:
+        """The collectives of an instruction, each with whether it only starts here and whether it only ends here."""
+        if collectives.kind_of(one):
+            return [(collectives.collective(one, self.layout), one.opcode.endswith("-start"), False)]
+        if one.opcode in ("fusion", "async-start"):
+            return [pair for called in self.module.called(one) for pair in self.inner(called.name)]
+        return []
+
+    def _inner(self, name: str) -> tuple[tuple[Collective, bool, bool], ...]:
+        computation = self.module.computations[name]
+        found = []
+        scattered = name.startswith("all-reduce-scatter")
+        for one in computation.instructions:
+            if collectives.kind_of(one):
+                users = [user.attributes for user in computation.users.get(one.name, [])]
+                starts = any("AsyncCollectiveStart" in text for text in users)
+                between = any("AsyncCollectiveDone" in text or "AsyncCollectiveStep" in text for text in users)
+                if not starts and not between and "async_collective" in name:
+                    continue  # one that is under way passes through
+                found.append((collectives.collective(one, self.layout, scattered), starts, between))
+        return tuple(found)
+
+    def _core(self, computation: Computation, one: Instruction, total: Totals) -> float:
+        """Seconds of the core, which with the work are counted in ``total``."""
+        cycles = one.number("estimated_cycles")
+        flops, moved = (count(self.module, computation, one) for count in (product_flops, traffic))
+        seconds = cycles / self.chip.clock
+        if one.opcode == "custom-call" and '"tpu_custom_call"' in one.attributes:
+            kernel = read_kernel(f"%{one.name} = {one.shape} {one.opcode}({one.inside}){one.attributes}")
+            flops, moved = kernel.flops, kernel.moved_bytes or kernel.least_bytes
+            seconds = max(flops / self.chip.peak, moved / self.chip.hbm_bandwidth)
+            total.kernel += seconds
+        elif not cycles and collectives.kind_of(one) is None and one.opcode not in ("async-start", "async-done"):
+            seconds = moved / self.chip.hbm_bandwidth
+        total.flops += flops
+        total.hbm += moved
+        total.cycles += max(cycles, 0.0)
+        total.core += seconds
+        total.sources[one.source] += seconds
+        return seconds
