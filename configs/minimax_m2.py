@@ -97,7 +97,7 @@ def full() -> ConfigDict:
     """The released architecture on a pod: weights and moments split over every chip, experts over eight."""
     c = to_config(Recipe(name="minimax_m2", scale="full", model=minimax_m2.FULL))
     c.precision.compute = "bfloat16"
-    c.precision.remat = True
+    c.precision.remat = "full"
     c.mesh.fsdp = 16
     c.mesh.expert = 8
     c.tasks.max_level = 9

@@ -6,6 +6,8 @@ import difflib
 
 import jax
 
+from pallas_kernels import tiles
+
 
 def choose(kernel: str, backend: str | None, why_not: dict[str, str | None]) -> str:
     """The form to run: ``backend`` if given, else the attached device's own form where it takes the shapes, else "xla".
@@ -34,8 +36,11 @@ def device_form() -> str:
     """ "tpu" on TPUs, "gpu" on NVIDIA Hopper, else "xla".
 
     A kernel works on the arrays of one device. With several and no ``shard_map`` around, XLA splits the work, and only
-    the "xla" form can be split.
+    the "xla" form can be split. Under ``tiles.compiling_for`` the chip named there is the device.
     """
+    named = tiles.named_chip()
+    if named is not None:
+        return "tpu" if named.startswith(("v", "tpu")) else "xla"
     device = jax.devices()[0]
     if jax.device_count() > 1 and not jax.sharding.get_abstract_mesh().manual_axes:
         return "xla"

@@ -42,6 +42,11 @@ def chip() -> str:
     return _chip.get() or KINDS.get(jax.devices()[0].device_kind, "v5p")
 
 
+def named_chip() -> str | None:
+    """The chip named by ``compiling_for``, if any."""
+    return _chip.get()
+
+
 def lookup(kernel: str) -> dict[str, int]:
     """Tile sizes of a kernel on the chip that is compiled for."""
     return {**table()[kernel][chip()], **((_changed.get() or {}).get(kernel) or {})}

@@ -45,7 +45,8 @@ def expert_ffn(
 
     Args:
       tokens: ``[tokens, hidden]``.
-      chosen, weights: ``[tokens, top_k]``, the experts of each token and their shares in the result.
+      chosen, weights: ``[tokens, top_k]``, the experts of each token and their shares in the result; a choice equal
+        to the number of experts is none, and adds nothing.
       gate, up, down: the experts' matrices; quantised ones are dequantised in the kernels, and receive no gradient.
       backend: "tpu" (Pallas), "xla" (sorted rows, in blocks), "definition" (every expert over every token); None
         chooses by the device, and on a CPU by the number of tokens.

@@ -15,6 +15,8 @@ def sort_by_expert(
 ) -> tuple[Int[Array, " rows"], Int[Array, "tokens top_k"], Int[Array, " experts"]]:
     """Lays the (token, choice) slots out in rows sorted by expert, each expert's share padded to whole blocks.
 
+    A slot whose choice is ``experts`` has none: no row holds it, and its own is the last, which is past every group.
+
     Returns:
       slot_of_row: the flat slot a row holds, or ``tokens * top_k`` for a padding row.
       row_of_slot: the row that holds each slot: the inverse.
@@ -23,12 +25,29 @@ def sort_by_expert(
     flat = chosen.reshape(-1)
     slots = flat.shape[0]
     total = (-(-slots // block) + experts) * block
-    member = (flat[:, None] == jnp.arange(experts)).astype(jnp.int32)
-    rank = jnp.take_along_axis(jnp.cumsum(member, axis=0), flat[:, None], axis=1)[:, 0] - 1
-    group_sizes = -(-member.sum(axis=0) // block) * block
-    row_of_slot = (jnp.cumsum(group_sizes) - group_sizes)[flat] + rank
+    rank, sizes = _ranks(flat, experts)
+    group_sizes = -(-sizes // block) * block
+    start = jnp.append(jnp.cumsum(group_sizes) - group_sizes, total - 1)  # the last row is past every group: zero
+    row_of_slot = start[flat] + rank
     slot_of_row = jnp.full(total, slots, jnp.int32).at[row_of_slot].set(jnp.arange(slots, dtype=jnp.int32))
+    slot_of_row = slot_of_row.at[-1].set(slots)
     return slot_of_row, row_of_slot.reshape(chosen.shape), group_sizes
+
+
+FEW_PAIRS = 1 << 20  # of slots and experts, up to which counting beats sorting
+
+
+def _ranks(flat, experts):
+    """How many slots before each have its expert (0 for those without), and how many slots each expert has."""
+    if flat.size * experts <= FEW_PAIRS:
+        member = (flat[:, None] == jnp.arange(experts)).astype(jnp.int32)
+        rank = jnp.take_along_axis(jnp.cumsum(member, axis=0), jnp.minimum(flat, experts - 1)[:, None], axis=1)[:, 0]
+        return jnp.where(flat < experts, rank - 1, 0), member.sum(axis=0)
+    order = jnp.argsort(flat, stable=True)
+    ends = jnp.searchsorted(flat[order], jnp.arange(experts), side="right").astype(jnp.int32)
+    sizes = jnp.diff(ends, prepend=0)
+    place = jnp.zeros(flat.size, jnp.int32).at[order].set(jnp.arange(flat.size, dtype=jnp.int32))
+    return jnp.where(flat < experts, place - jnp.append(ends - sizes, 0)[flat], 0), sizes
 
 
 def dispatch(

@@ -12,13 +12,24 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from posttrain_jax.models.architecture import Architecture
-from posttrain_jax.models.layer import Layer, Seen
+from posttrain_jax.models.layer import ATTENDED, Layer, Seen
 from posttrain_jax.models.mtp import NextToken
 from posttrain_jax.models.parts import constant, parameter, rms_norm
 from posttrain_jax.models.rope import rotation
 from posttrain_jax.parallel import mesh as meshes
+from posttrain_jax.parallel.embedding import embed
+from posttrain_jax.parallel.placement import constrain
 
 Cache = tuple[Any, ...]
+
+# name -> what the backward pass finds stored of a layer, and need not compute again
+REMAT: dict[str, Any] = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "save_attention": jax.checkpoint_policies.save_only_these_names(ATTENDED),
+    "save_dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+_ACTIVATIONS = ("batch", "length", None)
 
 
 class Decoder(nnx.Module):
@@ -26,7 +37,7 @@ class Decoder(nnx.Module):
 
     With ``scan`` the weights of repeating layers are stacked along a leading "layers" axis and scanned over, so compile
     time does not grow with depth: the form for training. ``stacks[s][p]`` holds the layers at position p of the pattern
-    of stack s (`Architecture.stacks`). Without ``scan``, ``layers[i]`` stand one by one: the form for decoding, where
+    of stack s (`Architecture.stacks`); ``remat`` says what their backward pass does not compute again (`REMAT`). Without ``scan``, ``layers[i]`` stand one by one: the form for decoding, where
     slicing a stacked weight at every token would copy it (`unstack` turns the first form's weights into the second's).
     """
 
@@ -37,10 +48,12 @@ class Decoder(nnx.Module):
         rngs: nnx.Rngs,
         param_dtype: str = "float32",
         compute_dtype: str = "float32",
-        remat: bool = False,
+        remat: str = "none",
         scan: bool = True,
     ):
         dtype = jnp.dtype(param_dtype)
+        if remat not in REMAT:
+            raise ValueError(f"remat={remat!r} is not one of {', '.join(REMAT)}")
         self.arch, self.compute_dtype, self.remat, self.scan = arch, compute_dtype, remat, scan
         self.embed = parameter(rngs, (arch.vocab, arch.hidden), ("vocab", "embed"), stddev=1.0, dtype=dtype)
         if scan:
@@ -117,10 +130,11 @@ class Decoder(nnx.Module):
                 saw = []
                 for position, layer in enumerate(nnx.merge(graph, weights)):
                     x, here = layer(x, turned, segment_ids, first + number * period + position)
+                    x = constrain(x, _ACTIVATIONS)
                     saw.append(watch(here))
                 return x, saw
 
-            step = jax.checkpoint(step) if self.remat else step
+            step = step if self.remat == "none" else jax.checkpoint(step, policy=REMAT[self.remat])
             unrolled = self.arch.layers <= _FEW_LAYERS
             x, saw = jax.lax.scan(step, x, (weights, jnp.arange(stack.repeats)), unroll=unrolled)
             seen.append(saw)
@@ -197,7 +211,7 @@ class Decoder(nnx.Module):
         return hidden.astype(jnp.float32) @ self.head[...].astype(jnp.float32)
 
     def _embed(self, tokens):
-        return self.embed[...][tokens].astype(self.compute_dtype)
+        return constrain(embed(self.embed[...], tokens).astype(self.compute_dtype), _ACTIVATIONS)
 
     def _check_unscanned(self):
         if self.scan:

@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 from posttrain_jax.models.architecture import Architecture
 from posttrain_jax.models.parts import constant, linear, parameter, rms_norm
 from posttrain_jax.models.rope import Rotation, rotate, score_scale
-from posttrain_jax.models.softmax_attention import cached_attention, segment_attention
+from posttrain_jax.models.softmax_attention import cached_attention
+from posttrain_jax.parallel.attention import segment_attention
 
 LATENT_EPS = 1e-6  # of the norms inside, whatever the model's own (released modelling code)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from posttrain_jax.models.architecture import DENSE, LIGHTNING, Architecture, LayerKind
@@ -17,6 +18,9 @@ from posttrain_jax.models.lightning import LightningAttention
 from posttrain_jax.models.moe import MixtureOfExperts, Routing
 from posttrain_jax.models.parts import constant, rms_norm
 from posttrain_jax.models.rope import Rotation
+
+
+ATTENDED = "attended"  # what leaves a layer's attention, by name for `jax.checkpoint`
 
 
 class Seen(NamedTuple):
@@ -80,6 +84,7 @@ class Layer(nnx.Module):
         alpha, beta = (arch.lightning_alpha, arch.lightning_beta) if lightning else (arch.full_alpha, arch.full_beta)
         normed = rms_norm(x, self.attention_norm[...], arch.norm_eps)
         mixed, kept = attend(normed)
+        mixed = checkpoint_name(mixed, ATTENDED)
         x = alpha * normed + beta * mixed if arch.post_norm else x + mixed
         normed = rms_norm(x, self.ffn_norm[...], arch.norm_eps)
         mixed, routing = self.ffn(normed) if isinstance(self.ffn, MixtureOfExperts) else (self.ffn(normed), None)

@@ -14,6 +14,7 @@ from pallas_kernels.lightning_attention import decay_slopes, lightning_step
 from posttrain_jax.models.architecture import Architecture
 from posttrain_jax.models.parts import constant, linear, parameter, rms_norm
 from posttrain_jax.models.rope import Rotation
+from posttrain_jax.parallel.lightning import segment_lightning
 
 NORM_EPS = 1e-6  # of the norm before the gate, whatever the model's own (released modelling code)
 
@@ -44,7 +45,7 @@ class LightningAttention(nnx.Module):
         layer: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "batch length hidden"], None]:
         """Attention inside the segments of packed rows, decaying as ``layer`` does; there are no logits to tell of."""
-        mixed, _ = lightning_attention(*self._project(x), self._log_decay(layer), segment_ids=segment_ids)
+        mixed = segment_lightning(*self._project(x), self._log_decay(layer), segment_ids)
         return self._out(x, mixed), None
 
     def empty_cache(self, batch: int, length: int, dtype: str) -> dict[str, Any]:

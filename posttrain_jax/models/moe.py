@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import expert_ffn
 from posttrain_jax.models.architecture import Architecture
 from posttrain_jax.models.ffn import FeedForward
 from posttrain_jax.models.parts import constant, parameter
+from posttrain_jax.parallel.experts import experts
 
 
 class Routing(NamedTuple):
@@ -23,13 +23,13 @@ class Routing(NamedTuple):
 
 
 def route(
-    logits: Float[Array, "tokens experts"],
+    logits: Float[Array, "*tokens experts"],
     bias: Float[Array, " experts"] | None,
     top_k: int,
     *,
     scoring: str = "sigmoid",
     scaling: float = 1.0,
-) -> tuple[Int[Array, "tokens top_k"], Float[Array, "tokens top_k"], Float[Array, "tokens experts"]]:
+) -> tuple[Int[Array, "*tokens top_k"], Float[Array, "*tokens top_k"], Float[Array, "*tokens experts"]]:
     """Chooses the top-k of scores + bias; weighs them by their scores alone, renormalised to sum to ``scaling``.
 
     The scores are sigmoid(logits) or softmax(logits). The bias steers the choice and never the weights, so it receives
@@ -50,15 +50,15 @@ class MixtureOfExperts(nnx.Module):
     def __init__(self, arch: Architecture, *, rngs: nnx.Rngs, dtype: jnp.dtype, stack: tuple[int, ...] = ()):
         self.arch = arch
         names = ("layers",) * len(stack)
-        experts, hidden, ffn = arch.experts, arch.hidden, arch.expert_ffn
+        number, hidden, ffn = arch.experts, arch.hidden, arch.expert_ffn
         std, down_std = hidden**-0.5, ffn**-0.5 / (2 * arch.layers) ** 0.5
         inward, outward = (*names, "expert", "embed", "expert_ffn"), (*names, "expert", "expert_ffn", "embed")
-        self.router = parameter(rngs, (*stack, hidden, experts), (*names, "embed", None), stddev=std, dtype=jnp.float32)
+        self.router = parameter(rngs, (*stack, hidden, number), (*names, "embed", None), stddev=std, dtype=jnp.float32)
         if arch.selection_bias:
-            self.bias = constant(0.0, (*stack, experts), (*names, None), dtype=jnp.float32)
-        self.gate = parameter(rngs, (*stack, experts, hidden, ffn), inward, stddev=std, dtype=dtype)
-        self.up = parameter(rngs, (*stack, experts, hidden, ffn), inward, stddev=std, dtype=dtype)
-        self.down = parameter(rngs, (*stack, experts, ffn, hidden), outward, stddev=down_std, dtype=dtype)
+            self.bias = constant(0.0, (*stack, number), (*names, None), dtype=jnp.float32)
+        self.gate = parameter(rngs, (*stack, number, hidden, ffn), inward, stddev=std, dtype=dtype)
+        self.up = parameter(rngs, (*stack, number, hidden, ffn), inward, stddev=std, dtype=dtype)
+        self.down = parameter(rngs, (*stack, number, ffn, hidden), outward, stddev=down_std, dtype=dtype)
         if arch.shared_experts:
             width = arch.shared_experts * ffn
             self.shared = FeedForward(hidden, width, arch.layers, rngs=rngs, dtype=dtype, stack=stack)
@@ -66,13 +66,11 @@ class MixtureOfExperts(nnx.Module):
     def __call__(self, x: Float[Array, "batch length hidden"]) -> tuple[Float[Array, "batch length hidden"], Routing]:
         """y = Σ_e w_e · down_e(silu(gate_e x) ⊙ up_e x) over each token's chosen experts, plus the shared experts."""
         arch = self.arch
-        tokens = x.reshape(-1, x.shape[-1])
-        logits = tokens.astype(jnp.float32) @ self.router[...]
+        logits = x.astype(jnp.float32) @ self.router[...]
         bias = self.bias[...] if arch.selection_bias else None
         chosen, weights, scores = route(
             logits, bias, arch.experts_per_token, scoring=arch.scoring, scaling=arch.routed_scaling
         )
-        experts = [w[...].astype(x.dtype) for w in (self.gate, self.up, self.down)]
-        mixed = expert_ffn(tokens, chosen, weights.astype(x.dtype), *experts).reshape(x.shape)
-        routing = Routing(*(y.reshape(*x.shape[:2], -1) for y in (chosen, scores)))
-        return mixed + self.shared(x) if arch.shared_experts else mixed, routing
+        matrices = [w[...].astype(x.dtype) for w in (self.gate, self.up, self.down)]
+        mixed = experts(x, chosen, weights.astype(x.dtype), *matrices)
+        return mixed + self.shared(x) if arch.shared_experts else mixed, Routing(chosen, scores)

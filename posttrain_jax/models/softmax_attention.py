@@ -14,6 +14,8 @@ def segment_attention(
     segment_ids: Int[Array, "batch length"],
     *,
     scale: float,
+    kv_segment_ids: Int[Array, "batch keys"] | None = None,
+    query_start: Int[Array, ""] | int | None = None,
     shortest_stretch: int = 64,
     query_block: int = 512,
 ) -> tuple[Float[Array, "batch length heads value_dim"], Float[Array, " heads"]]:
@@ -28,6 +30,10 @@ def segment_attention(
     """
     batch, length, heads, _ = q.shape
     q, k, v = _grouped(q * scale, k.shape[2]), k.swapaxes(1, 2), v.swapaxes(1, 2)
+    if query_start is not None:
+        index = jnp.broadcast_to(query_start + jnp.arange(length), (batch, length))
+        mixed, peaks = _in_blocks(q, segment_ids, index, k, v, kv_segment_ids, query_block)
+        return _ungrouped(mixed), peaks.reshape(-1)
     pieces, index = [], jnp.broadcast_to(jnp.arange(length), (batch, length))
     stretch = max(-(-length // 4), shortest_stretch)
     for start in range(0, length, stretch):

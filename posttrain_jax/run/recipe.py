@@ -21,7 +21,11 @@ class Precision:
 
     params: str = setting("float32", "format weights and optimiser state are kept in", choices=("float32", "bfloat16"))
     compute: str = setting("float32", "format of matrix products", choices=("float32", "bfloat16"))
-    remat: bool = setting(False, "recompute each layer in the backward pass instead of storing it")
+    remat: str = setting(
+        "none",
+        "what the backward pass computes again: nothing, all of each layer, all but its attention or matrix products",
+        choices=("none", "full", "save_attention", "save_dots"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,7 @@ class MeshShape:
     fsdp: int = setting(1, "devices over which weights and batch are both split", minimum=1)
     expert: int = setting(1, "devices over which the experts are split", minimum=1)
     tensor: int = setting(1, "devices over which heads and vocabulary are split", minimum=1)
+    context: int = setting(1, "devices over which the length of a row is split", minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)

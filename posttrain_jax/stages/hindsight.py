@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
-from pallas_kernels import token_logprobs
 from posttrain_jax.objectives.value import generalised_advantages
+from posttrain_jax.parallel import placement
+from posttrain_jax.parallel.logprobs import token_logprobs
 from posttrain_jax.run.recipe import RL
 from posttrain_jax.stages.critic import split_critic
 from posttrain_jax.stages.step import Batch
@@ -18,7 +20,7 @@ from posttrain_jax.stages.step import Batch
 Hindsight = Callable[[nnx.State, Any, Batch, int], Batch]
 
 
-def make_hindsight(graph: nnx.GraphDef, settings: RL) -> Hindsight | None:
+def make_hindsight(graph: nnx.GraphDef, settings: RL, mesh: Mesh | None = None) -> Hindsight | None:
     """The compiled ``hindsight(weights, reference, batch, filled) -> batch``; None where a batch needs nothing more.
 
     * with a divergence from a reference: ``reference``, its log-probabilities;
@@ -54,6 +56,8 @@ def make_hindsight(graph: nnx.GraphDef, settings: RL) -> Hindsight | None:
             found["old_values"] = critic(hidden)
         return found
 
+    @jax.jit
+    @placement.on(mesh)
     def hindsight(weights, reference, batch, filled):
         def cut(index):
             return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), batch)
@@ -67,7 +71,7 @@ def make_hindsight(graph: nnx.GraphDef, settings: RL) -> Hindsight | None:
         batch = {**batch, **jax.lax.fori_loop(0, filled, add, nothing)}
         return _judged(batch, settings) if critic_wanted else batch
 
-    return jax.jit(hindsight)
+    return hindsight
 
 
 def _judged(batch: Batch, settings: RL) -> Batch:

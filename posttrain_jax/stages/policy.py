@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from pallas_kernels import token_logprobs
 from posttrain_jax.objectives.cispo import cispo
 from posttrain_jax.objectives.clipped import clipped_surrogate
 from posttrain_jax.objectives.gspo import gspo
@@ -19,6 +18,7 @@ from posttrain_jax.objectives.likelihood import negative_log_likelihood
 from posttrain_jax.objectives.mismatch import kept_on_policy, truncated_importance
 from posttrain_jax.objectives.reinforce import reinforce
 from posttrain_jax.objectives.value import clipped_value_loss
+from posttrain_jax.parallel.logprobs import token_logprobs
 from posttrain_jax.run.recipe import RL, Objective
 from posttrain_jax.stages.critic import split_critic
 from posttrain_jax.stages.observing import NOTHING, Watch, watched_trunk

@@ -54,7 +54,7 @@ def train(
     |log π_trainer - log π_sampler| before the first update: what the two implementations of one model disagree by.
     """
     update = make_update(optimizing.optimizer, make_loss(graph, settings, optimizing.watch), state, optimizing.after)
-    hindsight = make_hindsight(graph, settings)
+    hindsight = make_hindsight(graph, settings, mesh)
     prepare = Preparation(settings, engine.limits.positions, engine.limits.max_response, mesh)
     for number in range(start + 1, settings.steps + 1):
         weights = engine.load(split_critic(state.weights)[0])

@@ -9,11 +9,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from pallas_kernels import token_logprobs
 from posttrain_jax.data.pipeline import Batches
 from posttrain_jax.objectives.likelihood import negative_log_likelihood
 from posttrain_jax.objectives.multi_token import further_targets
 from posttrain_jax.parallel import mesh as meshes
+from posttrain_jax.parallel.logprobs import token_logprobs
 from posttrain_jax.run.recipe import SFT
 from posttrain_jax.stages.observing import NOTHING, Watch, watched_trunk
 from posttrain_jax.stages.optimizing import Optimizing

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from posttrain_jax.parallel import mesh as meshes
+from posttrain_jax.parallel import placement
 
 Batch = dict[str, Array]
 MAX_LOGITS = "max_logits"  # a loss's metric for QK-Clip: the largest of all microbatches counts, not the sum
@@ -108,7 +109,10 @@ def make_update(
     counted in the state. ``after`` has the last word on the new weights and on what the metrics tell.
     """
     optimizer = optax.with_extra_args_support(optimizer)
+    mesh = getattr(jax.tree.leaves(layout(state))[0], "mesh", None)
 
+    @partial(jax.jit, donate_argnums=0, out_shardings=(layout(state), None))
+    @placement.on(mesh)
     def update(state: TrainState, batch: Batch, microbatches):
         total = jnp.maximum(batch["mask"].sum(), 1.0)
         gradient = jax.value_and_grad(loss, has_aux=True)
@@ -142,7 +146,7 @@ def make_update(
         counts = {"skipped": state.skipped, "bad_in_a_row": state.bad_in_a_row}
         return state, {**metrics, "grad_norm": norm, "tokens": total, **counts}
 
-    return jax.jit(update, donate_argnums=0, out_shardings=(layout(state), None))
+    return update
 
 
 def _nothing(like):

@@ -54,10 +54,10 @@ def test_a_run_starts_with_the_recipe_and_its_config_written(pipeline, tmp_path)
 @pytest.mark.parametrize(
     "arguments, key, value",
     [
-        (["--config.precision.remat"], "precision.remat", True),
-        (["--config.precision.remat=True"], "precision.remat", True),
-        (["--noconfig.precision.remat"], "precision.remat", False),
-        (["--config.precision.remat=false"], "precision.remat", False),
+        (["--config.optimizer.nesterov"], "optimizer.nesterov", True),
+        (["--config.optimizer.nesterov=True"], "optimizer.nesterov", True),
+        (["--noconfig.optimizer.nesterov"], "optimizer.nesterov", False),
+        (["--config.optimizer.nesterov=false"], "optimizer.nesterov", False),
         (["--config.sft.steps", "7"], "sft.steps", 7),
         (["--config.sft.steps=7", "--config.sft.steps=8"], "sft.steps", 8),
         (["--config.rl.objective.cispo.max_ratio=4"], "rl.objective.cispo.max_ratio", 4.0),
@@ -98,7 +98,7 @@ def test_a_file_without_scales(pipeline, tmp_path, capsys):
 def test_every_mistake_is_told_at_once(pipeline):
     told = mistakes(
         TINY, "--config.model.hiden=3", "--config.sft.steps=abc", "--worker=1", "--config.precision=3", "word",
-        "--config.rl.format_reward=-1", "--config.seed", "--dry_run=maybe", "--config.precision.remat=perhaps",
+        "--config.rl.format_reward=-1", "--config.seed", "--dry_run=maybe", "--config.optimizer.nesterov=perhaps",
     )  # fmt: skip
     expected = [
         ("'word' is not a flag",),
@@ -108,7 +108,7 @@ def test_every_mistake_is_told_at_once(pipeline):
         ("config.sft.steps=abc", "whole number"),
         ("--config.precision: is a section", "remat"),
         ("--config.seed: needs a value",),
-        ("config.precision.remat=perhaps", "true or false"),
+        ("config.optimizer.nesterov=perhaps", "true or false"),
         ("config.rl.format_reward=-1.0", "at least 0"),
     ]
     assert len(told) == len(expected)

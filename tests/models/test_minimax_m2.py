@@ -11,7 +11,7 @@ from flax import nnx
 from pallas_kernels import token_logprobs
 from posttrain_jax import hf
 from posttrain_jax.models import minimax_m2
-from posttrain_jax.models.decoder import Decoder, abstract, materialise, unstack
+from posttrain_jax.models.decoder import REMAT, Decoder, abstract, materialise, unstack
 from posttrain_jax.parallel import mesh as meshes
 
 # Fewer than 128 tokens go through every expert, more are sorted by expert: both ways must agree with the reference.
@@ -144,7 +144,7 @@ def test_two_segments_with_one_id_apart_do_not_touch(model, arch):
     assert not np.any(embed[:40]) and np.all(np.abs(embed[40:52]).max(axis=1) > 0)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", list(REMAT))
 def test_scanned_and_unrolled_are_one_model(model, make_model, arch, remat):
     unrolled = make_model(arch, scan=False)
     nnx.update(unrolled, unstack(nnx.state(model), arch))

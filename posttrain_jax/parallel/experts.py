@@ -1,0 +1,82 @@
+"""Routed experts on a mesh: an expert's matrices lie on one device of each "expert" group, and tokens come to them.
+
+Two forms of one function, both dropless:
+
+* "gather": every device of a group takes in the tokens of all, runs its own experts, and a reduce-scatter adds the
+  parts up. For few tokens, such as a step of decoding, and where devices cannot exchange ragged arrays.
+* "ragged": a token goes only where its experts are, in rounds of bounded memory (`rounds`).
+
+Inside an expert the inner width lies over "tensor"; what "fsdp" and "context" split of a matrix is gathered.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import expert_ffn
+from pallas_kernels.backends import device_form
+from posttrain_jax.parallel.placement import along, current
+from posttrain_jax.parallel.rounds import exchanged_experts
+
+FEW_TOKENS = 4096  # of a group, up to which a gather costs less than rounds of an exchange
+
+
+def experts(
+    x: Float[Array, "batch length hidden"],
+    chosen: Int[Array, "batch length top_k"],
+    weights: Float[Array, "batch length top_k"],
+    gate: Float[Array, "experts hidden ffn"],
+    up: Float[Array, "experts hidden ffn"],
+    down: Float[Array, "experts ffn hidden"],
+) -> Float[Array, "batch length hidden"]:
+    """y = Σ_e w_e · down_e(silu(gate_e x) ⊙ up_e x) over each token's chosen experts."""
+    place = current()
+    arrays = x, chosen, weights
+    if place is None:
+        return expert_ffn(*_flat(arrays), gate, up, down).reshape(x.shape)
+    tokens = place.spec(("batch", "length"), x.shape[:2])
+    inward = place.spec(("expert", None, "expert_ffn"), gate.shape)
+    over, inner = along(inward, 0), along(inward, 2)
+    outward = jax.P(over or None, inner or None)
+    split = along(tokens, 0) + along(tokens, 1)
+    shared, apart = tuple(a for a in over if a in split), tuple(a for a in over if a not in split)
+
+    def local(x, chosen, weights, gate, up, down):
+        flat = _flat((x, chosen, weights))
+        if not over:
+            y = expert_ffn(*flat, gate, up, down)
+        elif _ragged(place.exchange.form, len(flat[0]) * place.size(over)) and over == shared and len(over) == 1:
+            y = exchanged_experts(*flat, gate, up, down, axis_name=over[0], exchange=place.exchange)
+        else:
+            y = _gathered_experts(*flat, gate, up, down, over, shared, apart)
+        return (jax.lax.psum(y, inner) if inner else y).reshape(x.shape)
+
+    run = jax.shard_map(
+        local,
+        mesh=place.mesh,
+        in_specs=(tokens, tokens, tokens, inward, inward, outward),
+        out_specs=tokens,
+        check_vma=False,
+    )
+    return run(*arrays, gate, up, down)
+
+
+def _flat(arrays):
+    return [x.reshape(-1, x.shape[-1]) for x in arrays]
+
+
+def _ragged(form, tokens):
+    return form == "ragged" if form else tokens > FEW_TOKENS and device_form() == "tpu"
+
+
+def _gathered_experts(tokens, chosen, weights, gate, up, down, over, shared, apart):
+    """Own experts over all tokens of the group; ``shared`` axes split the tokens too, along ``apart`` they are alike."""
+    if shared:
+        tokens, chosen, weights = (jax.lax.all_gather(y, shared, tiled=True) for y in (tokens, chosen, weights))
+    own = chosen - jax.lax.axis_index(over) * len(gate)
+    own = jnp.where((own >= 0) & (own < len(gate)), own, len(gate))
+    y = expert_ffn(tokens, own, weights, gate, up, down)
+    y = jax.lax.psum(y, apart) if apart else y
+    return jax.lax.psum_scatter(y, shared, tiled=True) if shared else y
