@@ -98,9 +98,7 @@ def read_slice(name: str) -> Slice:
     if kind not in CHIPS:
         near = difflib.get_close_matches(kind, CHIPS, n=1, cutoff=0.0)[0]
         example = f"{near}:{text}" if colon and text else f"{near}:{_example(near)}"
-        raise UserError(
-            f"--topology={name}: no chip {kind!r}; the nearest is {example} (chips: {', '.join(CHIPS)})"
-        )
+        raise UserError(f"--topology={name}: no chip {kind!r}; the nearest is {example} (chips: {', '.join(CHIPS)})")
     axes = CHIPS[kind].axes
     sizes = text.split("x")
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):

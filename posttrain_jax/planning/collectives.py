@@ -7,6 +7,8 @@ links with s - 1 other groups):
     all-gather, reduce-scatter   B (n - 1) / n / W        all-reduce   twice that
     all-to-all                   B_device k / (8 w) on a ring of k, k / (4 w) on a line: what crosses the middle
     collective-permute           B_device · hops / w      with w one link
+
+and a microsecond for each link that the longest way has.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from posttrain_jax.planning.chips import Slice
 from posttrain_jax.planning.hlo import Instruction
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
+HOP = 1e-6  # seconds
 Groups = np.ndarray  # [groups, devices of each]; of a permute [pairs, 2]
 
 
@@ -80,14 +83,16 @@ def collective(instruction: Instruction, layout: Layout, scattered: bool = False
     if kind == "collective-permute":
         moved = groups[groups[:, 0] != groups[:, 1]]
         sent = size if len(moved) else 0.0
-        return Collective(kind, axes, sent, sent * _hops(moved, layout) / link)
+        hops = _hops(moved, layout)
+        return Collective(kind, axes, sent, hops * (HOP + sent / link))
+    latency = HOP * sum((k - 1) * stride / (2 if ring else 1) for k, stride, ring in used)
     share = (n - 1) / n
     if kind in ("all-to-all", "ragged-all-to-all"):
         longest = max((k * stride / (8 if ring else 4) for k, stride, ring in used), default=0.25)
-        return Collective(kind, axes, size * share, size * longest / link)
+        return Collective(kind, axes, size * share, latency + size * longest / link)
     sent = size * share * (2 if kind == "all-reduce" else 1)
     bandwidth = sum(link * (2 if ring else 1) / stride for _, stride, ring in used) or 4 * link
-    return Collective(kind, axes, sent, sent / bandwidth)
+    return Collective(kind, axes, sent, latency + sent / bandwidth)
 
 
 def payload(instruction: Instruction, kind: str) -> float:
@@ -108,7 +113,9 @@ def read_groups(instruction: Instruction, layout: Layout) -> Groups:
     if pairs:
         return np.array([[int(x) for x in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])])
     count = int(np.prod(list(layout.axes.values())))
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}", text)
+    named = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}", text
+    )
     if named:
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
         ids = _iota(named[2], named[3], count).reshape(list(sizes.values()))

@@ -187,7 +187,9 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
 
     def outside(name: str) -> Instruction | None:
         found = place.by_name[name]
-        while found.opcode in ("copy", "bitcast", "parameter") and not (found.opcode == "parameter" and place is condition):
+        while found.opcode in ("copy", "bitcast", "parameter") and not (
+            found.opcode == "parameter" and place is condition
+        ):
             name = bound.get(found.name, found.operands[0] if found.operands else "")
             holder = condition if found.name in bound else place
             if name not in holder.by_name:

@@ -36,7 +36,7 @@ class Totals:
       hbm: bytes read and written.
       cycles: the compiler's estimates.
       collectives: (kind, axes) -> [times, bytes, seconds on the links].
-      sources: seconds of the core by place in the program.
+      sources: seconds of the core beyond its FLOPs at the peak, by place in the program.
       assumed: loops whose turns depend on data and were taken as one.
     """
 
@@ -104,7 +104,9 @@ class Walk:
                 continue
             if op == "while":
                 turns = hlo.trip_count(self.module, computation, one)
-                body = self._walk(self.module.computations[one.attribute("body") or ""], outermost and turns is not None)
+                body = self._walk(
+                    self.module.computations[one.attribute("body") or ""], outermost and turns is not None
+                )
                 if turns is None:
                     turns = self.turns if outermost else 1
                     total.assumed += not outermost
@@ -192,5 +194,5 @@ class Walk:
         total.hbm += moved
         total.cycles += max(cycles, 0.0)
         total.core += seconds
-        total.sources[one.source] += seconds
+        total.sources[one.source] += max(seconds - flops / self.chip.peak, 0.0)
         return seconds
