@@ -97,7 +97,7 @@ def _bytes(shapes: str) -> float:
 
 @contextlib.contextmanager
 def uncached() -> Iterator[None]:
-    """Nothing compiled inside is kept on disk: JAX's cache on disk cannot hold programs for devices that are not there."""
+    """Nothing compiled inside goes to JAX's cache on disk: it cannot hold programs for devices that are not there."""
     config: Any = jax.config
     cached = config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)

@@ -7,7 +7,6 @@ losses    time = model FLOPs / peak + recomputed FLOPs / peak + what each place 
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from typing import Any
 

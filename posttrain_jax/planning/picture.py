@@ -51,7 +51,7 @@ def svg(plan: dict[str, Any]) -> str:
     bottom = TOP + len(rows) * (BAR + GAP)
     limit = LEFT + capacity / most * WIDTH
     parts.append(
-        f'<line x1="{limit:.1f}" y1="{TOP - 8}" x2="{limit:.1f}" y2="{bottom}" stroke="#c0392b" stroke-dasharray="5 3"/>'
+        f'<path d="M{limit:.1f} {TOP - 8}V{bottom}" stroke="#c0392b" stroke-dasharray="5 3"/>'
         f'<text x="{limit:.1f}" y="{bottom + 14}" fill="#c0392b" text-anchor="middle">{capacity / GIB:.0f} GiB</text>'
     )
     shown = dict.fromkeys(name for row in rows for name, size in row["memory"].items() if size / most * WIDTH > 0.3)

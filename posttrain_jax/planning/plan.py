@@ -35,7 +35,7 @@ def programs(names: Sequence[str], recipe: Recipe) -> list[str]:
     if wrong:
         raise UserError(
             "\n".join(
-                f"--programs: no program {name!r}; the nearest is {nearest(name, PROGRAMS)} (all: {', '.join(PROGRAMS)})"
+                f"--programs: no {name!r}; the nearest is {nearest(name, PROGRAMS)} (all: {', '.join(PROGRAMS)})"
                 for name in wrong
             )
         )
@@ -61,7 +61,7 @@ def check(recipe: Recipe, part: Slice) -> Recipe:
             if getattr(near, axis) != getattr(recipe.mesh, axis)
         )
         raise UserError(
-            f"config.mesh: {asked} does not multiply to the {part.devices} devices of {part.name}; the nearest is {flags}"
+            f"config.mesh: {asked} does not make the {part.devices} devices of {part.name}; the nearest is {flags}"
         )
     return dataclasses.replace(recipe, mesh=mesh)
 
@@ -98,7 +98,7 @@ def ranked(
     workers: int = 2,
     log: Callable[[str], Any] = print,
 ) -> list[dict[str, Any]]:
-    """Candidates of `search`, those that fit first, the fastest first; seconds are those of one call of each program."""
+    """Candidates of `search`, those that fit and are fastest first; seconds are of one call of each program."""
     found = []
     tried = search.candidates(recipe, part.devices, most)
     told = read_all([Job(c, part, name) for c in tried for name in names], workers=workers, log=log)

@@ -52,7 +52,7 @@ def read_program(recipe: Recipe, part: Slice, name: str, keep: str | None = None
     """Compiles a program of a recipe for a slice, and reads it; ``keep`` is a file for the compiled text.
 
     Raises:
-      ValueError: the mesh does not multiply to the slice's devices, or the compiler refuses for another reason than HBM.
+      ValueError: the mesh does not make the slice's devices, or the compiler refuses for another reason than HBM.
     """
     start = time.perf_counter()
     mesh = make_mesh(**dataclasses.asdict(recipe.mesh), devices=tpu_compiler.devices(part.name))
