@@ -83,8 +83,8 @@ class Slice:
         return f"{self.kind}:{'x'.join(map(str, self.shape))}"
 
     def doubled(self) -> Slice:
-        """The next larger one: twice as long along its shortest axis."""
-        axis = min(range(len(self.shape)), key=lambda a: (self.shape[a], a))
+        """The next larger one: twice as long along its shortest axis, the last of equals."""
+        axis = min(range(len(self.shape)), key=lambda a: (self.shape[a], -a))
         return dataclasses.replace(self, shape=tuple(n * (1 + (a == axis)) for a, n in enumerate(self.shape)))
 
 

@@ -64,7 +64,7 @@ def read_program(recipe: Recipe, part: Slice, name: str, keep: str | None = None
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            if "memory space hbm" not in str(error):
+            if "RESOURCE_EXHAUSTED" not in str(error) or "hbm" not in str(error).lower():
                 raise ValueError(f"the TPU compiler refuses {name}: {_first_line(error)}") from error
             memory = _refused(sizes, _bytes(program.gradients), str(error))
             return Reading(False, memory, {}, [], [], _first_line(error), *_cost(start))
@@ -118,10 +118,14 @@ def _memory(sizes: dict[str, float], program: Program, told: Any) -> dict[str, f
 
 
 def _refused(sizes: dict[str, float], gradients: float, message: str) -> dict[str, float]:
-    """The same from the message of a refusal, which tells what all would have taken together."""
-    used = re.search(r"Used ([\d.]+)([KMGT]?)i?B? of", message)
-    whole = float(used[1]) * UNITS[used[2]] if used else 0.0
-    rest = max(whole - sum(sizes.values()), 0.0)
+    """The same from the message of a refusal, which tells what temporaries take, or all together."""
+    temporaries = re.search(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds", message)
+    whole = re.search(r"Used ([\d.]+)([KMGT]?)i?B? of", message)
+    rest = gradients
+    if temporaries:
+        rest = float(temporaries[1]) * UNITS[temporaries[2]]
+    elif whole:
+        rest = max(float(whole[1]) * UNITS[whole[2]] - sum(sizes.values()), 0.0)
     gradients = min(gradients, rest)
     return {**sizes, "gradients": gradients, "activations": rest - gradients}
 
