@@ -12,7 +12,8 @@ from posttrain_jax.models.architecture import Architecture
 from posttrain_jax.models.parts import constant, linear, parameter, rms_norm
 from posttrain_jax.models.rope import Rotation, rotate, score_scale
 from posttrain_jax.models.softmax_attention import cached_attention
-from posttrain_jax.parallel.attention import segment_attention
+from posttrain_jax.parallel.attention import head_axes, segment_attention
+from posttrain_jax.parallel.placement import each_part
 
 Cache = dict[str, Any]
 
@@ -78,16 +79,24 @@ class GroupedQueryAttention(nnx.Module):
 
         What is not ``valid`` needs no care here: it may lie in the cache until its position is taken by a token.
         """
-        q, k, v = self._project(x, rotation)
-        row = jnp.arange(len(x))[:, None]
-        keys = cache["keys"].at[row, :, :, positions].set(k)
-        values = cache["values"].at[row, :, positions].set(v)
-        mixed = cached_attention(q, keys, values, positions, scale=score_scale(self.arch))
+
+        def attend(q, k, v, positions, keys, values):
+            row = jnp.arange(len(q))[:, None]
+            keys = keys.at[row, :, :, positions].set(k)
+            values = values.at[row, :, positions].set(v)
+            return cached_attention(q, keys, values, positions, scale=score_scale(self.arch)), keys, values
+
+        own, shared = head_axes(self.arch.heads, self.arch.kv_heads)
+        new, old = ("batch", None, shared, None), ("batch", shared, None, None)
+        queries = ("batch", None, own, None)
+        axes = [queries, new, new, ("batch", None), old, old]
+        arrays = *self._project(x, rotation), positions, cache["keys"], cache["values"]
+        mixed, keys, values = each_part(attend, arrays, axes, [queries, old, old])
         return self._out(mixed), {"keys": keys, "values": values}
 
     def _project(self, x, rotation):
         arch = self.arch
-        q, k, v = linear(x, self.q[...]), linear(x, self.k[...]), linear(x, self.v[...])
+        q, k, v = linear(x, self.q), linear(x, self.k), linear(x, self.v)
         if arch.attention_bias:
             q, k, v = (y + b[...].astype(x.dtype) for y, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
         if arch.qk_norm == "joint":
@@ -102,4 +111,4 @@ class GroupedQueryAttention(nnx.Module):
         return rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
 
     def _out(self, mixed):
-        return linear(mixed.reshape(*mixed.shape[:2], -1), self.o[...])
+        return linear(mixed.reshape(*mixed.shape[:2], -1), self.o)

@@ -37,8 +37,9 @@ class Decoder(nnx.Module):
 
     With ``scan`` the weights of repeating layers are stacked along a leading "layers" axis and scanned over, so compile
     time does not grow with depth: the form for training. ``stacks[s][p]`` holds the layers at position p of the pattern
-    of stack s (`Architecture.stacks`); ``remat`` says what their backward pass does not compute again (`REMAT`). Without ``scan``, ``layers[i]`` stand one by one: the form for decoding, where
-    slicing a stacked weight at every token would copy it (`unstack` turns the first form's weights into the second's).
+    of stack s (`Architecture.stacks`); ``remat`` names what a layer's backward pass finds stored (`REMAT`). Without
+    ``scan``, ``layers[i]`` stand one by one: the form for decoding, where slicing a stacked weight at every token would
+    copy it (`unstack` turns the first form's weights into the second's).
     """
 
     def __init__(
@@ -241,13 +242,15 @@ def unstack(weights: nnx.State, arch: Architecture) -> nnx.State:
     return nnx.State({**{name: weights[name] for name in weights if name != "stacks"}, "layers": layers})
 
 
-def abstract(make: Callable[[], Decoder], mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract(
+    make: Callable[[], Decoder], mesh: Mesh, rules: meshes.Rules = meshes.TRAIN
+) -> tuple[nnx.GraphDef, nnx.State]:
     """A model's structure and its weights as shapes with shardings, before any array exists."""
     graph, shapes = nnx.split(nnx.eval_shape(make))
 
     def place(param: nnx.Variable) -> nnx.Variable:
         leaf = param.get_value()
-        where = meshes.sharding(param.logical_axes, leaf.shape, mesh)
+        where = meshes.sharding(param.logical_axes, leaf.shape, mesh, rules)
         return param.replace(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where))
 
     return graph, jax.tree.map(place, shapes, is_leaf=lambda x: isinstance(x, nnx.Variable))

@@ -25,4 +25,4 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch length hidden"]) -> Float[Array, "batch length hidden"]:
         """Each token alone."""
-        return linear(jax.nn.silu(linear(x, self.gate[...])) * linear(x, self.up[...]), self.down[...])
+        return linear(jax.nn.silu(linear(x, self.gate)) * linear(x, self.up), self.down)

@@ -13,6 +13,7 @@ from posttrain_jax.models.parts import constant, linear, parameter, rms_norm
 from posttrain_jax.models.rope import Rotation, rotate, score_scale
 from posttrain_jax.models.softmax_attention import cached_attention
 from posttrain_jax.parallel.attention import segment_attention
+from posttrain_jax.parallel.placement import each_part
 
 LATENT_EPS = 1e-6  # of the norms inside, whatever the model's own (released modelling code)
 
@@ -54,7 +55,7 @@ class LatentAttention(nnx.Module):
         """Attention inside the segments of packed rows, and each head's largest logit; ``layer`` does not matter."""
         plain_q, turned_q = self._queries(x, rotation)
         latent, turned_k = self._latents(x, rotation)
-        expanded = linear(latent, self.kv[...]).reshape(*x.shape[:2], self.arch.heads, -1)
+        expanded = linear(latent, self.kv).reshape(*x.shape[:2], self.arch.heads, -1)
         plain_k, v = expanded[..., : self.plain_dim], expanded[..., self.plain_dim :]
         turned_k = jnp.broadcast_to(turned_k[:, :, None], turned_q.shape)
         q = jnp.concatenate([plain_q, turned_q], axis=-1)
@@ -81,27 +82,32 @@ class LatentAttention(nnx.Module):
         """
         rank = self.arch.kv_rank
         plain_q, turned_q = self._queries(x, rotation)
-        row = jnp.arange(len(x))[:, None]
-        cached = cache["latent"].at[row, positions].set(jnp.concatenate(self._latents(x, rotation), axis=-1))
-
         expand = self.kv[...].astype(x.dtype).reshape(rank, self.arch.heads, -1)
         into_k, into_v = expand[..., : self.plain_dim], expand[..., self.plain_dim :]
         q = jnp.concatenate([jnp.einsum("bnhd,rhd->bnhr", plain_q, into_k), turned_q], axis=-1)
-        keys, values = cached.swapaxes(1, 2)[:, None], cached[:, None, :, :rank]
-        mixed = cached_attention(q, keys, values, positions, scale=score_scale(self.arch))
+
+        def attend(q, new, positions, cached):
+            cached = cached.at[jnp.arange(len(q))[:, None], positions].set(new)
+            keys, values = cached.swapaxes(1, 2)[:, None], cached[:, None, :, :rank]
+            return cached_attention(q, keys, values, positions, scale=score_scale(self.arch)), cached
+
+        queries, rows = ("batch", None, "heads", None), ("batch", None, None)
+        new = jnp.concatenate(self._latents(x, rotation), axis=-1)
+        axes = [queries, rows, ("batch", None), rows]
+        mixed, cached = each_part(attend, (q, new, positions, cache["latent"]), axes, [queries, rows])
         return self._out(jnp.einsum("bnhr,rhv->bnhv", mixed, into_v)), {"latent": cached}
 
     def _queries(self, x, rotation):
         if self.arch.q_rank:
-            x = rms_norm(linear(x, self.q_down[...]), self.q_norm[...], LATENT_EPS)
-        q = linear(x, self.q[...]).reshape(*x.shape[:2], self.arch.heads, self.arch.head_dim)
+            x = rms_norm(linear(x, self.q_down), self.q_norm[...], LATENT_EPS)
+        q = linear(x, self.q).reshape(*x.shape[:2], self.arch.heads, self.arch.head_dim)
         return q[..., : self.plain_dim], rotate(q[..., self.plain_dim :], rotation, self.arch.rotary_pairs)
 
     def _latents(self, x, rotation):
-        down = linear(x, self.kv_down[...])
+        down = linear(x, self.kv_down)
         latent, turned = down[..., : self.arch.kv_rank], down[..., None, self.arch.kv_rank :]
         turned = rotate(turned, rotation, self.arch.rotary_pairs)[:, :, 0]
         return rms_norm(latent, self.kv_norm[...], LATENT_EPS), turned
 
     def _out(self, mixed):
-        return linear(mixed.reshape(*mixed.shape[:2], -1), self.o[...])
+        return linear(mixed.reshape(*mixed.shape[:2], -1), self.o)

@@ -19,7 +19,6 @@ from posttrain_jax.models.moe import MixtureOfExperts, Routing
 from posttrain_jax.models.parts import constant, rms_norm
 from posttrain_jax.models.rope import Rotation
 
-
 ATTENDED = "attended"  # what leaves a layer's attention, by name for `jax.checkpoint`
 
 

@@ -15,6 +15,7 @@ from posttrain_jax.models.architecture import Architecture
 from posttrain_jax.models.parts import constant, linear, parameter, rms_norm
 from posttrain_jax.models.rope import Rotation
 from posttrain_jax.parallel.lightning import segment_lightning
+from posttrain_jax.parallel.placement import each_part
 
 NORM_EPS = 1e-6  # of the norm before the gate, whatever the model's own (released modelling code)
 
@@ -64,23 +65,31 @@ class LightningAttention(nnx.Module):
     ) -> tuple[Float[Array, "batch new hidden"], dict[str, Any]]:
         """Attention of new tokens given the state, which only the ``valid`` ones change."""
         q, k, v = self._project(x)
+        state = ("batch", "heads", None, None)
         if x.shape[1] == 1 and valid is None:
-            mixed, state = lightning_step(q[:, 0], k[:, 0], v[:, 0], self._log_decay(layer), cache["state"])
-            return self._out(x, mixed[:, None]), {"state": state}
+            arrays = q[:, 0], k[:, 0], v[:, 0], self._log_decay(layer), cache["state"]
+            one = ("batch", "heads", None)
+            mixed, kept = each_part(lightning_step, arrays, [one, one, one, ("heads",), state], [one, state])
+            return self._out(x, mixed[:, None]), {"state": kept}
+
+        def attend(q, k, v, log_decay, segments, state):
+            return lightning_attention(q, k, v, log_decay, segment_ids=segments, initial_state=state)
+
         segments = jnp.ones_like(positions) if valid is None else valid.astype(jnp.int32)
-        mixed, state = lightning_attention(
-            q, k, v, self._log_decay(layer), segment_ids=segments, initial_state=cache["state"]
-        )
-        return self._out(x, mixed), {"state": state}
+        arrays = q, k, v, self._log_decay(layer), segments, cache["state"]
+        many = ("batch", None, "heads", None)
+        axes = [many, many, many, ("heads",), ("batch", None), state]
+        mixed, kept = each_part(attend, arrays, axes, [many, state])
+        return self._out(x, mixed), {"state": kept}
 
     def _log_decay(self, layer):
         depth = layer / max(self.arch.layers - 1, 1)
         return jnp.asarray(-decay_slopes(self.arch.heads) * (1 - depth + 1e-5))
 
     def _project(self, x):
-        qkv = jax.nn.silu(linear(x, self.qkv[...])).reshape(*x.shape[:2], self.arch.heads, 3, self.arch.head_dim)
+        qkv = jax.nn.silu(linear(x, self.qkv)).reshape(*x.shape[:2], self.arch.heads, 3, self.arch.head_dim)
         return qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
 
     def _out(self, x, mixed):
         mixed = rms_norm(mixed.astype(x.dtype).reshape(*x.shape[:2], -1), self.norm[...], NORM_EPS)
-        return linear(jax.nn.sigmoid(linear(x, self.gate[...])) * mixed, self.o[...])
+        return linear(jax.nn.sigmoid(linear(x, self.gate)) * mixed, self.o)

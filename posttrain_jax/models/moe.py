@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from posttrain_jax.models.architecture import Architecture
 from posttrain_jax.models.ffn import FeedForward
-from posttrain_jax.models.parts import constant, parameter
+from posttrain_jax.models.parts import constant, linear, parameter
 from posttrain_jax.parallel.experts import experts
 
 
@@ -66,7 +66,7 @@ class MixtureOfExperts(nnx.Module):
     def __call__(self, x: Float[Array, "batch length hidden"]) -> tuple[Float[Array, "batch length hidden"], Routing]:
         """y = Σ_e w_e · down_e(silu(gate_e x) ⊙ up_e x) over each token's chosen experts, plus the shared experts."""
         arch = self.arch
-        logits = x.astype(jnp.float32) @ self.router[...]
+        logits = linear(x.astype(jnp.float32), self.router)
         bias = self.bias[...] if arch.selection_bias else None
         chosen, weights, scores = route(
             logits, bias, arch.experts_per_token, scoring=arch.scoring, scaling=arch.routed_scaling

@@ -54,4 +54,4 @@ class NextToken(nnx.Module):
     def _joined(self, trunk, following):
         eps = self.arch.norm_eps
         both = [rms_norm(following, self.embed_norm[...], eps), rms_norm(trunk, self.hidden_norm[...], eps)]
-        return linear(jnp.concatenate(both, axis=-1), self.join[...])
+        return linear(jnp.concatenate(both, axis=-1), self.join)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from posttrain_jax.parallel import linear as parallel
+
 
 def parameter(
     rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], *, stddev: float, dtype: jnp.dtype
@@ -28,26 +30,6 @@ def rms_norm(x: Float[Array, "... width"], scale: Float[Array, " width"], eps: f
     return (x32 * inverse).astype(x.dtype) * scale.astype(x.dtype)
 
 
-@jax.custom_vjp
-def linear(
-    x: Float[Array, "batch length width"], weight: Float[Array, "width out"]
-) -> Float[Array, "batch length out"]:
-    """x @ weight, in the format of x.
-
-    The gradient of the weight is written out as xᵀ @ gradient. JAX would derive (gradientᵀ @ x)ᵀ, for which a compiler
-    that wants its operands in rows transposes the gradient of each product instead of the one input they share.
-    """
-    return x @ weight.astype(x.dtype)
-
-
-def _linear_forward(x, weight):
-    return linear(x, weight), (x, weight)
-
-
-def _linear_backward(saved, gradient):
-    x, weight = saved
-    d_weight = jax.lax.dot_general(x, gradient, (((0, 1), (0, 1)), ((), ())))
-    return gradient @ weight.astype(x.dtype).T, d_weight.astype(weight.dtype)
-
-
-linear.defvjp(_linear_forward, _linear_backward)
+def linear(x: Float[Array, "batch length width"], weight: nnx.Param) -> Float[Array, "batch length out"]:
+    """x @ weight, in the format of x, wherever the weight's named axes lie."""
+    return parallel.linear(x, weight[...], weight.logical_axes[-2:])

@@ -9,6 +9,14 @@ from posttrain_jax.models import softmax_attention as kernel
 from posttrain_jax.parallel.placement import along, current
 
 
+def head_axes(heads: int, kv_heads: int) -> tuple[str, str] | tuple[None, None]:
+    """The names of the axes of queries' and of keys' heads; none where splitting would part a head from its keys."""
+    place = current()
+    if place is None or place.spec(("heads",), (heads,)) != place.spec(("kv_heads",), (kv_heads,)):
+        return None, None
+    return "heads", "kv_heads"
+
+
 def segment_attention(
     q: Float[Array, "batch length heads head_dim"],
     k: Float[Array, "batch length kv_heads head_dim"],
@@ -25,18 +33,15 @@ def segment_attention(
     place = current()
     if place is None:
         return kernel.segment_attention(q, k, v, segment_ids, scale=scale)
-    part = place.spec(("batch", "length", "heads", None), q.shape)
-    keys = place.spec(("batch", "length", "kv_heads", None), k.shape)
-    if along(keys, 2) != along(part, 2):  # a head needs its own keys beside it
-        part = keys = place.spec(("batch", "length", None, None), q.shape)
+    own, shared = head_axes(q.shape[2], k.shape[2])
+    part = place.spec(("batch", "length", own, None), q.shape)
+    keys = place.spec(("batch", "length", shared, None), k.shape)
     rows, lengths, heads = (along(part, axis) for axis in range(3))
 
     def local(q, k, v, segment_ids):
         options, kv_segment_ids = {}, segment_ids
         if lengths:
-            k, v, kv_segment_ids = (
-                jax.lax.all_gather(x, lengths, axis=1, tiled=True) for x in (k, v, segment_ids)
-            )
+            k, v, kv_segment_ids = (jax.lax.all_gather(x, lengths, axis=1, tiled=True) for x in (k, v, segment_ids))
             start = jax.lax.axis_index(lengths) * q.shape[1]
             options = {"kv_segment_ids": kv_segment_ids, "query_start": start}
         out, peaks = kernel.segment_attention(q, k, v, segment_ids, scale=scale, **options)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from posttrain_jax.parallel.placement import along, current
+from posttrain_jax.parallel.placement import along, current, summed
 
 
 def embed(
@@ -35,7 +35,7 @@ def embed(
             tokens = tokens - jax.lax.axis_index(words) * len(table)
             here = (tokens >= 0) & (tokens < len(table))
             found = jnp.where(here[:, None], table[jnp.where(here, tokens, 0)], 0)
-            found = jax.lax.psum(found, words)
+            found = summed(found, words)
         else:
             found = table[tokens]
         if held:

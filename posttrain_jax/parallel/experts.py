@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import expert_ffn
 from pallas_kernels.backends import device_form
-from posttrain_jax.parallel.placement import along, current
+from posttrain_jax.parallel.placement import along, current, summed, whole
 from posttrain_jax.parallel.rounds import exchanged_experts
 
 FEW_TOKENS = 4096  # of a group, up to which a gather costs less than rounds of an exchange
@@ -37,21 +37,23 @@ def experts(
     if place is None:
         return expert_ffn(*_flat(arrays), gate, up, down).reshape(x.shape)
     tokens = place.spec(("batch", "length"), x.shape[:2])
-    inward = place.spec(("expert", None, "expert_ffn"), gate.shape)
+    inward = place.spec(("expert", "embed", "expert_ffn"), gate.shape)
+    outward = place.spec(("expert", "expert_ffn", "embed"), down.shape)
     over, inner = along(inward, 0), along(inward, 2)
-    outward = jax.P(over or None, inner or None)
     split = along(tokens, 0) + along(tokens, 1)
     shared, apart = tuple(a for a in over if a in split), tuple(a for a in over if a not in split)
 
     def local(x, chosen, weights, gate, up, down):
         flat = _flat((x, chosen, weights))
+        gate, up = (whole(w, along(inward, 1), 1) for w in (gate, up))
+        down = whole(down, along(outward, 2), 2)
         if not over:
             y = expert_ffn(*flat, gate, up, down)
         elif _ragged(place.exchange.form, len(flat[0]) * place.size(over)) and over == shared and len(over) == 1:
             y = exchanged_experts(*flat, gate, up, down, axis_name=over[0], exchange=place.exchange)
         else:
             y = _gathered_experts(*flat, gate, up, down, over, shared, apart)
-        return (jax.lax.psum(y, inner) if inner else y).reshape(x.shape)
+        return (summed(y, inner) if inner else y).reshape(x.shape)
 
     run = jax.shard_map(
         local,
@@ -72,7 +74,7 @@ def _ragged(form, tokens):
 
 
 def _gathered_experts(tokens, chosen, weights, gate, up, down, over, shared, apart):
-    """Own experts over all tokens of the group; ``shared`` axes split the tokens too, along ``apart`` they are alike."""
+    """Own experts over all tokens of the group; ``shared`` axes split tokens too, ``apart`` ones hold copies."""
     if shared:
         tokens, chosen, weights = (jax.lax.all_gather(y, shared, tiled=True) for y in (tokens, chosen, weights))
     own = chosen - jax.lax.axis_index(over) * len(gate)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 import pallas_kernels
-from posttrain_jax.parallel.placement import along, current
+from posttrain_jax.parallel.placement import alike, along, current, whole
 
 
 def token_logprobs(
@@ -24,15 +24,16 @@ def token_logprobs(
     if place is None:
         return pallas_kernels.token_logprobs(hidden, head, targets, temperature=temperature)
     tokens = place.spec(("batch", "length"), targets.shape)
-    columns = place.spec((None, "vocab"), head.shape)
+    columns = place.spec(("embed", "vocab"), head.shape)
     over = along(columns, 1)
 
     def local(hidden, head, targets, heat):
+        head = whole(head, along(columns, 0), 0)
         if not over:
             return pallas_kernels.token_logprobs(hidden, head, targets, temperature=heat)
         hidden = _shared_input(hidden, over[0])
         found = pallas_kernels.token_logprobs(hidden, head, targets, temperature=heat, axis_name=over[0])
-        return tuple(_shared_output(x, over[0]) for x in found)
+        return tuple(alike(x, over) for x in found)
 
     heat = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), targets.shape)
     run = jax.shard_map(
@@ -45,16 +46,7 @@ def token_logprobs(
     return run(hidden, head, targets, heat)
 
 
-# Of a result that all devices along an axis hold alike, `shard_map` hands each a share of the gradient; and it adds up
-# the gradients that they give an argument they hold alike. The kernel takes, and gives, whole gradients on each.
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _shared_output(x, axis_name):
-    return x
-
-
-_shared_output.defvjp(lambda x, axis_name: (x, None), lambda axis_name, _, g: (jax.lax.psum(g, axis_name),))
+# The kernel gives each device the whole gradient of the hidden states, and `shard_map` adds up what it gets.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

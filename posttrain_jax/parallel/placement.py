@@ -13,9 +13,11 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
@@ -79,6 +81,42 @@ def along(part: P, axis: int) -> tuple[str, ...]:
     """The mesh axes that split this axis of an array."""
     entry = part[axis] if axis < len(part) else None
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def whole(x: Array, names: Sequence[str], axis: int) -> Array:
+    """Inside `shard_map`: an axis that lies over these mesh axes, gathered; its gradient is scattered again.
+
+    Parts are gathered along an axis of their own, in front: where a part does not fill whole tiles of memory, or lies
+    along the last axis, XLA would turn a gather in place into a sum of arrays full of zeros, twice the traffic.
+    """
+    if not names:
+        return x
+    parts = jax.lax.all_gather(x, tuple(names))
+    return jnp.moveaxis(parts, 0, axis).reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+
+
+# Of a result that all devices along an axis hold alike, `shard_map` hands each an equal share of the gradient. Those
+# below know the whole of it without asking the others.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def alike(x: Array, names: tuple[str, ...]) -> Array:
+    """x, that all devices along these axes hold alike; its gradient is the whole one on each."""
+    return x
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def summed(x: Array, names: tuple[str, ...]) -> Array:
+    """The sum of x over these axes, in the form of `alike`."""
+    return jax.lax.psum(x, names)
+
+
+def _whole_gradient(names, _, share):
+    return (share * jax.lax.axis_size(names),)
+
+
+alike.defvjp(lambda x, names: (x, None), _whole_gradient)
+summed.defvjp(lambda x, names: (jax.lax.psum(x, names), None), _whole_gradient)
 
 
 def constrain(x: Array, axes: Axes) -> Array:

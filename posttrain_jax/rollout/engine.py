@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
 
 from posttrain_jax.models.architecture import Architecture
-from posttrain_jax.models.decoder import Decoder, unstack
+from posttrain_jax.models.decoder import Decoder, abstract, unstack
+from posttrain_jax.parallel import mesh as meshes
+from posttrain_jax.parallel import placement
 from posttrain_jax.rollout import decode, speculative
 
 FINISH = {decode.STOPPED: "stop", decode.AT_LIMIT: "length", decode.REPEATING: "repetition"}
@@ -41,8 +44,19 @@ class Engine:
     Weights that lie on several devices are served by one bank in any case: threads would mix up their collectives.
     """
 
-    def __init__(self, arch: Architecture, limits: decode.Limits, *, banks: int = 1, compute_dtype: str = "float32"):
-        """Raises ValueError where the model's length cannot hold a prompt and a response, or it cannot draft."""
+    def __init__(
+        self,
+        arch: Architecture,
+        limits: decode.Limits,
+        *,
+        banks: int = 1,
+        compute_dtype: str = "float32",
+        mesh: Mesh | None = None,
+    ):
+        """On a ``mesh``, weights and caches are laid for decoding (`mesh.SAMPLE`), whatever a trainer's layout is.
+
+        Raises ValueError where the model's length cannot hold a prompt and a response, or it cannot draft.
+        """
         if limits.draft:
             speculative.check(arch)
         if limits.positions > arch.max_length:
@@ -62,19 +76,30 @@ class Engine:
 
             return jax.tree_util.tree_map_with_path(cast, unstack(weights, arch))
 
-        self._load = jax.jit(load)
         steps = speculative if limits.draft else decode
-        self._admit = jax.jit(lambda w, *args: steps.admit(nnx.merge(graph, w), *args), donate_argnums=1)
-        self._decode = jax.jit(
+        empty = lambda: steps.empty(nnx.merge(graph, shapes), limits)  # noqa: E731
+        lying = slots_lying = None
+        if mesh is not None and mesh.size > 1:
+            _, placed = abstract(lambda: make(rngs=nnx.Rngs(0)), mesh, meshes.SAMPLE)
+            lying = [leaf.sharding for leaf in jax.tree.leaves(placed)]
+            slots_lying = jax.tree_util.tree_map_with_path(partial(_slot_sharding, mesh), jax.eval_shape(empty))
+
+        def compiled(f, **options):
+            return jax.jit(placement.on(mesh, meshes.SAMPLE)(f), out_shardings=slots_lying, **options)
+
+        self._load = jax.jit(lambda weights: jax.tree.leaves(load(weights)), out_shardings=lying)
+        self._form = partial(jax.eval_shape, load)
+        self._admit = compiled(lambda w, *args: steps.admit(nnx.merge(graph, w), *args), donate_argnums=1)
+        self._decode = compiled(
             lambda w, slots, temperature: steps.decode(nnx.merge(graph, w), slots, temperature, limits),
             donate_argnums=1,
         )
-        self._empty = jax.jit(lambda: steps.empty(nnx.merge(graph, shapes), limits))
+        self._empty = compiled(empty)
         self._keys = jax.jit(lambda key, ids: jax.vmap(partial(jax.random.fold_in, key))(ids))
 
     def load(self, weights: nnx.State) -> nnx.State:
         """A trainer's weights as the engine decodes with them: layers apart, all but head and router in its format."""
-        return self._load(weights)
+        return jax.tree.unflatten(jax.tree.structure(self._form(weights)), self._load(weights))
 
     def generate(
         self,
@@ -190,3 +215,13 @@ class Engine:
                 tokens[row, : lengths[row]] = prompts[prompt]
             row_of_slot[slot], ids[slot] = rows[prompt], sequence
         return self._admit(weights, slots, tokens, lengths, row_of_slot, self._keys(key, ids))
+
+
+# of what attention keeps, the axis of heads beside that of slots
+_HEADS = {"keys": "kv_heads", "values": "kv_heads", "state": "heads"}
+
+
+def _slot_sharding(mesh: Mesh, path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    """Slots over the data axes, heads over "tensor"."""
+    names = "batch", _HEADS.get(getattr(path[-1], "key", "")), *(None,) * leaf.ndim
+    return meshes.sharding(names[: leaf.ndim], leaf.shape, mesh, meshes.SAMPLE)

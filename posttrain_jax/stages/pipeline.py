@@ -96,7 +96,7 @@ class Run:
             seed=recipe.tasks.seed,
             careful_share=recipe.sft.careful_share,
         )
-        self.engine = make_engine(recipe, self.chat)
+        self.engine = make_engine(recipe, self.chat, mesh=self.mesh)
         self.problems = tasks.heldout(
             recipe.tasks.names or tasks.TASKS, recipe.tasks.max_level, recipe.evaluation.problems, recipe.tasks.seed
         )

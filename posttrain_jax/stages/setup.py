@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
+from jax.sharding import Mesh
 
 from posttrain_jax import chat as chats
 from posttrain_jax.chat import tokenizer as tokenizers
@@ -32,7 +33,9 @@ def make_chat(recipe: Recipe) -> Chat:
     return chats.for_family(recipe.family, recipe.variant or None, tokenizer=tokenizer)
 
 
-def make_engine(recipe: Recipe, chat: Chat, *, banks: int | None = None, **overrides: Any) -> Engine:
+def make_engine(
+    recipe: Recipe, chat: Chat, *, banks: int | None = None, mesh: Mesh | None = None, **overrides: Any
+) -> Engine:
     """The generation engine with the recipe's banks and limits; ``overrides`` replace single `Limits`."""
     banks = banks or recipe.rollout.banks
     limits = dict(
@@ -49,7 +52,7 @@ def make_engine(recipe: Recipe, chat: Chat, *, banks: int | None = None, **overr
         repetition_probability=recipe.rl.repetition_probability,
     )
     limits = Limits(**{**limits, **overrides})
-    return Engine(recipe.model, limits, banks=banks, compute_dtype=recipe.precision.compute)
+    return Engine(recipe.model, limits, banks=banks, compute_dtype=recipe.precision.compute, mesh=mesh)
 
 
 def make_model(recipe: Recipe) -> Callable[[], Decoder]:

@@ -1,0 +1,67 @@
+"""A matrix product on a mesh: tokens stay where they lie, and the matrix is gathered over the axes that split them."""
+
+from __future__ import annotations
+
+import jax
+from jaxtyping import Array, Float
+
+from posttrain_jax.parallel.placement import Axes, along, current, summed, whole
+
+
+def linear(
+    x: Float[Array, "batch length width"], weight: Float[Array, "width out"], axes: Axes
+) -> Float[Array, "batch length out"]:
+    """x @ weight, in the format of x; ``axes`` are the names of the weight's.
+
+    Mesh axes that split both tokens and matrix are FSDP's: the matrix is gathered, and its gradient scattered. Others
+    are tensor parallel: over "out" each device makes some columns, over "width" each adds some terms of the sum.
+    """
+    place = current()
+    if place is None:
+        return product(x, weight)
+    tokens, lying = place.spec(("batch", "length"), x.shape[:2]), place.spec(axes, weight.shape)
+    split = along(tokens, 0) + along(tokens, 1)
+    gathered, (width, out) = zip(*(_parted(along(lying, axis), split) for axis in (0, 1)), strict=True)
+
+    def local(x, weight):
+        weight = weight.astype(x.dtype)
+        for axis, names in enumerate(gathered):
+            weight = whole(weight, names, axis)
+        y = product(x, weight)
+        return summed(y, width) if width else y
+
+    rows = tokens + (None,) * (2 - len(tokens))
+    into, out_of = jax.P(*rows, width or None), jax.P(*rows, out or None)
+    run = jax.shard_map(local, mesh=place.mesh, in_specs=(into, lying), out_specs=out_of, check_vma=False)
+    return run(x, weight)
+
+
+def _parted(names, split):
+    """The axes to gather, and those to work along; gathered ones come last, so that what is left is in order."""
+    kept = tuple(name for name in names if name not in split)
+    return tuple(name for name in names if name in split), kept
+
+
+@jax.custom_vjp
+def product(
+    x: Float[Array, "batch length width"], weight: Float[Array, "width out"]
+) -> Float[Array, "batch length out"]:
+    """x @ weight on one device.
+
+    The gradient of the weight is written out as xᵀ @ gradient. JAX would derive (gradientᵀ @ x)ᵀ, for which a compiler
+    that wants its operands in rows transposes the gradient of each product instead of the one input they share.
+    """
+    return x @ weight.astype(x.dtype)
+
+
+def _product_forward(x, weight):
+    return product(x, weight), (x, weight)
+
+
+def _product_backward(saved, gradient):
+    x, weight = saved
+    d_weight = jax.lax.dot_general(x, gradient, (((0, 1), (0, 1)), ((), ())))
+    return gradient @ weight.astype(x.dtype).T, d_weight.astype(weight.dtype)
+
+
+product.defvjp(_product_forward, _product_backward)
