@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
-from posttrain_jax.models.decoder import Decoder, abstract, unstack
+from posttrain_jax.models.decoder import abstract
 from posttrain_jax.parallel import mesh as meshes
-from posttrain_jax.parallel import placement
-from posttrain_jax.planning.work import RL, SFT
-from posttrain_jax.rollout import decode
-from posttrain_jax.rollout.decode import Limits
+from posttrain_jax.planning.work import DECODE, RL, SFT
 from posttrain_jax.run.recipe import Recipe
 from posttrain_jax.stages import policy, sft
 from posttrain_jax.stages.critic import with_critic
 from posttrain_jax.stages.optimizing import make_optimizing
 from posttrain_jax.stages.packing import FLOATS, capacity
-from posttrain_jax.stages.setup import make_model
+from posttrain_jax.stages.setup import make_chat, make_engine, make_model
 from posttrain_jax.stages.step import abstract_state, layout, make_update
 
 
@@ -50,7 +45,7 @@ def build(recipe: Recipe, name: str, mesh: Mesh) -> Program:
     """The program of that name, as the recipe's stages run it on a mesh."""
     if name in (SFT, RL):
         return _update(recipe, name, mesh)
-    return {"prefill": _prefill, "decode": _decode, "transfer": _transfer}[name](recipe, mesh)
+    return _engine(recipe, name, mesh)
 
 
 def _update(recipe: Recipe, stage: str, mesh: Mesh) -> Program:
@@ -97,107 +92,13 @@ def _update(recipe: Recipe, stage: str, mesh: Mesh) -> Program:
     )
 
 
-def _transfer(recipe: Recipe, mesh: Mesh) -> Program:
-    """A trainer's weights, laid out and rounded as the sampler decodes with them."""
+def _engine(recipe: Recipe, name: str, mesh: Mesh) -> Program:
+    """The engine's own programs."""
     _, weights = abstract(make_model(recipe), mesh)
-    _, sampler = _sampler(recipe, mesh)
-
-    def load(weights):
-        apart = {tuple(map(str, path)): leaf for path, leaf in unstack(weights, recipe.model).flat_state()}
-        placed = [(path, old.replace(_rounded(apart[*map(str, path)], old))) for path, old in sampler.flat_state()]
-        return nnx.State.from_flat_path(placed)
-
-    run = jax.jit(load, out_shardings=layout(sampler))
-    return Program(run, (weights,), {"weights": weights})
-
-
-def _rounded(new: Any, old: Any) -> Any:
-    return new.get_value().astype(old.get_value().dtype)
-
-
-def _decode(recipe: Recipe, mesh: Mesh) -> Program:
-    graph, weights = _sampler(recipe, mesh)
-    limits = _limits(recipe)
-    slots = _slots(recipe, graph, weights, limits, mesh)
-
-    @partial(jax.jit, donate_argnums=1, out_shardings=layout(slots))
-    @placement.on(mesh, meshes.SAMPLE)
-    def run(weights, slots, temperature):
-        return decode.decode(nnx.merge(graph, weights), slots, temperature, limits)
-
-    arguments = weights, slots, _scalar(jnp.float32, mesh)
-    return Program(run, arguments, {"weights": weights, "cache": slots}, turns=limits.decode_chunk)
-
-
-def _prefill(recipe: Recipe, mesh: Mesh) -> Program:
-    graph, weights = _sampler(recipe, mesh)
-    limits = _limits(recipe)
-    slots = _slots(recipe, graph, weights, limits, mesh)
-
-    @partial(jax.jit, donate_argnums=1, out_shardings=layout(slots))
-    @placement.on(mesh, meshes.SAMPLE)
-    def run(weights, slots, *prompts):
-        return decode.admit(nnx.merge(graph, weights), slots, *prompts)
-
-    rows = limits.prefill_batch
-    prompts = _array((rows, limits.max_prompt), jnp.int32, ("batch", None), mesh)
-    lengths = _array((rows,), jnp.int32, ("batch",), mesh)
-    row_of_slot = _array((limits.slots,), jnp.int32, ("batch",), mesh)
-    arguments = weights, slots, prompts, lengths, row_of_slot, slots.rng
-    return Program(run, arguments, {"weights": weights, "cache": slots})
-
-
-def _sampler(recipe: Recipe, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State]:
-    """The model as the sampler holds it: layers apart, in the compute format but for head, biases and router."""
-    compute = recipe.precision.compute
-    graph, shapes = nnx.split(
-        nnx.eval_shape(
-            lambda: Decoder(recipe.model, rngs=nnx.Rngs(0), param_dtype=compute, compute_dtype=compute, scan=False)
-        )
-    )
-
-    def place(path: Any, variable: nnx.Variable) -> nnx.Variable:
-        leaf = variable.get_value()
-        exact = any(name in str(key) for key in path for name in ("router", "bias", "head"))
-        dtype = jnp.dtype(recipe.precision.params) if exact else leaf.dtype
-        where = meshes.sharding(variable.logical_axes, leaf.shape, mesh, meshes.SAMPLE)
-        return variable.replace(jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=where))
-
-    is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
-    return graph, jax.tree_util.tree_map_with_path(place, shapes, is_leaf=is_variable)
-
-
-def _limits(recipe: Recipe) -> Limits:
-    rollout, rl = recipe.rollout, recipe.rl
-    return Limits(
-        slots=rollout.slots,
-        max_prompt=rollout.max_prompt,
-        max_response=rollout.max_response,
-        decode_chunk=rollout.decode_chunk,
-        prefill_batch=rollout.prefill_batch,
-        stop_tokens=(0,),
-        top_p=rl.sampling.top_p,
-        top_k=rl.sampling.top_k,
-        repetition_window=rl.repetition_window,
-        repetition_probability=rl.repetition_probability,
-    )
-
-
-def _slots(recipe: Recipe, graph: nnx.GraphDef, weights: nnx.State, limits: Limits, mesh: Mesh) -> Any:
-    """The state of every slot; sequences are split as batches are, keys and values by their heads too."""
-    shapes = jax.eval_shape(lambda w: decode.empty(nnx.merge(graph, w), limits), weights)
-    heads = recipe.model.kv_heads
-
-    def place(leaf):
-        by_head = leaf.ndim == 4 and leaf.shape[1] == heads
-        axes = ("batch", "kv_heads") if by_head else ("batch",)
-        return _array(leaf.shape, leaf.dtype, (*axes, *(None,) * (leaf.ndim - len(axes))), mesh)
-
-    return jax.tree.map(place, shapes)
-
-
-def _array(shape: tuple[int, ...], dtype: Any, axes: tuple[str | None, ...], mesh: Mesh) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.sharding(axes, shape, mesh, meshes.SAMPLE))
+    engine = make_engine(recipe, make_chat(recipe), mesh=mesh)
+    run, arguments = engine.programs(weights, mesh)[name]
+    parts = dict(zip(("weights", "cache"), arguments, strict=False))
+    return Program(run, arguments, parts, turns=engine.limits.decode_chunk if name == DECODE else 1)
 
 
 def _scalar(dtype: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
