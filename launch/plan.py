@@ -35,15 +35,17 @@ def main(arguments: Sequence[str]) -> int:
     if command_line.wants_help(arguments):
         print(f"{(__doc__ or '').strip()}\n\n{command_line.flag_table(values)}")
         return 0
-    recipe, part = _read(arguments, values)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the compiler needs no device, and must not take one
     log = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    recipe, part = _read(arguments, values)
     if values.calibrate:
-        from posttrain_jax.planning.calibrate import calibrate
+        command_line.prepare_jax()
+        from posttrain_jax.planning.calibrate import calibrate  # takes the device
 
-        told: dict[str, Any] = calibrate(recipe, part, log=log)
+        told: dict[str, Any] = calibrate(recipe, log)
         print(json.dumps(told, indent=2) if values.json else plan_table.calibration(told))
         return 0
+    assert part is not None
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the compiler needs no device, and must not take one
     if values.search:
         names = plan.programs(values.programs or recipe.stages[:1], recipe)
         rows = plan.ranked(recipe, part, names, most=values.candidates, log=log)
@@ -60,8 +62,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _read(arguments: Sequence[str], values: flags.FlagValues) -> tuple[Recipe, Slice]:
-    """The recipe and the slice; every mistake is told at once."""
+def _read(arguments: Sequence[str], values: flags.FlagValues) -> tuple[Recipe, Slice | None]:
+    """The recipe, and the slice unless the attached device takes its place; every mistake is told at once."""
     given_config = config_file.argument(arguments)
     if not given_config:
         raise UserError("--config is missing; for instance --config=configs/minimax_m2.py:full")
@@ -75,16 +77,17 @@ def _read(arguments: Sequence[str], values: flags.FlagValues) -> tuple[Recipe, S
     given, mistakes = command_line.split(arguments, values, boolean)
     mistakes += command_line.assign([pair for pair in given if not pair[0].startswith("config.")], values)
     part = None
-    if not values.topology:
+    if not values.topology and not values.calibrate:
         mistakes.append("--topology is missing; for instance --topology=v5p:4x4x8")
-    else:
+    elif values.topology:
         try:
             part = read_slice(values.topology)
         except UserError as error:
             mistakes.append(str(error))
-    needs = config_file.needs(path) if not scale and part else {}
-    if needs and part:  # as training would choose, were the slice attached
-        scale, _ = devices.choose(needs, devices.Attached(part.name, part.devices * part.chip.hbm / GIB))
+    needs = config_file.needs(path) if not scale else {}
+    if needs:  # as training would choose, were the slice attached
+        there = devices.Attached(part.name, part.devices * part.chip.hbm / GIB) if part else devices.attached()
+        scale, _ = devices.choose(needs, there)
     config, wrong = config_file.override(path, scale or None, [p for p in given if p[0].startswith("config.")])
     recipe, problems = validate.read(config)
     mistakes += wrong + problems
@@ -92,7 +95,7 @@ def _read(arguments: Sequence[str], values: flags.FlagValues) -> tuple[Recipe, S
         plan.programs(values.programs, recipe)
     except UserError as error:
         mistakes.append(str(error))
-    if mistakes or part is None:
+    if mistakes:
         raise validate.InvalidRecipe(mistakes)
     return recipe, part
 

@@ -97,7 +97,7 @@ def _engine(recipe: Recipe, name: str, mesh: Mesh) -> Program:
     _, weights = abstract(make_model(recipe), mesh)
     engine = make_engine(recipe, make_chat(recipe), mesh=mesh)
     run, arguments = engine.programs(weights, mesh)[name]
-    parts = dict(zip(("weights", "cache"), arguments, strict=False))
+    parts: dict[str, Any] = dict(zip(("weights", "cache"), arguments, strict=False))
     return Program(run, arguments, parts, turns=engine.limits.decode_chunk if name == DECODE else 1)
 
 

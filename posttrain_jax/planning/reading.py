@@ -7,9 +7,11 @@ import math
 import re
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import tiles, tpu_compiler
@@ -48,7 +50,7 @@ class Reading:
     host_bytes: float
 
 
-def read_program(recipe: Recipe, part: Slice, name: str, keep: str | None = None) -> Reading:
+def read_program(recipe: Recipe, part: Slice, name: str, keep: Path | None = None) -> Reading:
     """Compiles a program of a recipe for a slice, and reads it; ``keep`` is a file for the compiled text.
 
     Raises:
@@ -70,8 +72,7 @@ def read_program(recipe: Recipe, part: Slice, name: str, keep: str | None = None
             return Reading(False, memory, {}, [], [], _first_line(error), *_cost(start))
     text = compiled.as_text()
     if keep:
-        with open(keep, "w") as file:
-            file.write(text)
+        keep.write_text(text)
     layout = Layout(dict(mesh.shape), part, np.array([d.coords[: len(part.shape)] for d in mesh.devices.flatten()]))
     totals = Walk(hlo.read(text), layout, program.turns).whole()
     told = {name: float(value) for name, value in vars(totals).items() if isinstance(value, int | float)}
@@ -91,15 +92,12 @@ def _cost(start: float) -> tuple[float, float]:
 
 
 def _bytes(tree: Any) -> float:
-    """On each device."""
-    return float(
-        sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-            if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
-            else math.prod(leaf.sharding.shard_shape(leaf.shape)) * 8
-            for leaf in jax.tree.leaves(tree)
-        )
-    )
+    """On each device; a random key is two words."""
+    total = 0.0
+    for leaf in jax.tree.leaves(tree):
+        size = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.dtype(leaf.dtype).itemsize
+        total += math.prod(leaf.sharding.shard_shape(leaf.shape)) * size
+    return total
 
 
 def _memory(sizes: dict[str, float], program: Program, told: Any) -> dict[str, float]:

@@ -3,7 +3,7 @@
 Three things run side by side: the core, copies between HBM and VMEM, and the links. What is started early is waited
 for where its result is asked for; the rest takes its turn. An instruction's time on the core is the compiler's own
 estimate in cycles; a kernel's the larger of its FLOPs over the peak and its bytes over the bandwidth; where there is
-neither, its bytes over the bandwidth.
+neither, the same of its products and bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections import defaultdict
 
 from pallas_kernels.tpu_compiler import read_kernel
 from posttrain_jax.planning import collectives, hlo
+from posttrain_jax.planning.chips import Chip
 from posttrain_jax.planning.collectives import Collective, Layout
 from posttrain_jax.planning.flops import product_flops
 from posttrain_jax.planning.hlo import Computation, Instruction, Module
@@ -78,9 +79,10 @@ class Totals:
 class Walk:
     """Walks the computations of one module, each once."""
 
-    def __init__(self, module: Module, layout: Layout, turns: int = 1):
-        """``turns`` is what the outermost loop that depends on data is known to take."""
-        self.module, self.layout, self.chip, self.turns = module, layout, layout.part.chip, turns
+    def __init__(self, module: Module, layout: Layout, turns: int = 1, chip: Chip | None = None):
+        """``turns`` is what the outermost loop that depends on data takes; ``chip`` stands in for the slice's."""
+        self.module, self.layout, self.turns = module, layout, turns
+        self.chip = chip or layout.part.chip
         self._kept: dict[tuple[str, bool], Totals] = {}
         self.inner = functools.cache(self._inner)
 
@@ -189,7 +191,7 @@ class Walk:
             seconds = max(flops / self.chip.peak, moved / self.chip.hbm_bandwidth)
             total.kernel += seconds
         elif not cycles and collectives.kind_of(one) is None and one.opcode not in ("async-start", "async-done"):
-            seconds = moved / self.chip.hbm_bandwidth
+            seconds = max(flops / self.chip.peak, moved / self.chip.hbm_bandwidth)
         total.flops += flops
         total.hbm += moved
         total.cycles += max(cycles, 0.0)

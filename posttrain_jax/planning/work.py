@@ -56,10 +56,11 @@ def work(recipe: Recipe, name: str) -> Work:
         prompts = rl.steps * rl.prompts if "rl" in recipe.stages else 0
         return Work(tokens, _forward(model, tokens, rollout.max_prompt / 2), -(-prompts // rollout.prefill_batch))
     if name == DECODE:
-        tokens = rollout.slots * rollout.decode_chunk
+        slots = -(-rollout.slots // rollout.banks)
+        tokens = slots * rollout.decode_chunk
         chunks = -(-rollout.max_response // rollout.decode_chunk)
         context = rollout.max_prompt + rollout.max_response / 2
-        return Work(tokens, _forward(model, tokens, context), -(-sampled // rollout.slots) * chunks)
+        return Work(tokens, _forward(model, tokens, context), -(-sampled // slots) * chunks)
     return Work(0, 0.0, rl.steps if "rl" in recipe.stages else 0)
 
 

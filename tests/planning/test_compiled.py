@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+import runpy
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,9 @@ from pallas_kernels import tpu_compiler
 from posttrain_jax.planning import hlo
 from posttrain_jax.planning.chips import read_slice
 from posttrain_jax.planning.collectives import Layout
+from posttrain_jax.planning.reading import read_program
 from posttrain_jax.planning.schedule import Walk
+from posttrain_jax.run.validate import recipe_from
 
 pytestmark = pytest.mark.skipif(
     not (importlib.util.find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH")),
@@ -95,3 +99,18 @@ def test_weights_are_read_once_from_memory(totals):
     """A turn reads a layer's part and writes and reads the gathered whole, if that is not kept in VMEM."""
     part, whole = WIDTH * WIDTH * 2 / 2, WIDTH * WIDTH * 2
     assert LAYERS * part <= totals.hbm <= LAYERS * (part + 2 * whole) + 8 * ROWS * WIDTH * 4
+
+
+@pytest.mark.slow
+def test_minimax_m2_at_full_size_fits_on_128_chips():
+    """Its SFT step, as the recipe has it: a device's share of weights and moments, and a loop of 62 layers."""
+    file = Path(__file__).parents[2] / "configs" / "minimax_m2.py"
+    recipe = recipe_from(runpy.run_path(str(file))["get_config"]("full"))
+    told = read_program(recipe, read_slice("v5p:4x4x8"), "sft")
+    weights = 4 * recipe.model.parameters / 128
+    assert told.fits and sum(told.memory.values()) < 95 * 2**30
+    assert told.memory["weights"] == pytest.approx(weights, rel=0.01)
+    assert told.memory["optimiser"] == pytest.approx(2 * weights, rel=0.01)
+    assert {row["axes"] for row in told.collectives if row["kind"] == "all-gather"} >= {"fsdp"}
+    layers = recipe.model.layers
+    assert any(row["times"] % layers == 0 for row in told.collectives)
