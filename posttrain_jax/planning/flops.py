@@ -16,6 +16,8 @@ def product_flops(module: Module, computation: Computation, one: Instruction) ->
         return _dot(computation, one)
     if one.opcode == "convolution":
         return _convolution(computation, one)
+    if one.opcode == "custom-call" and "gemm" in one.attributes:
+        return _library(computation, one)
     if one.opcode in ("fusion", "async-start"):
         return sum(product_flops(module, inner, each) for inner in module.called(one) for each in inner.instructions)
     return 0.0
@@ -29,6 +31,16 @@ def _dot(computation: Computation, one: Instruction) -> float:
     left = _dims(computation, one.operands[0])
     found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)
     summed = math.prod(left[int(d)] for d in found[1].split(",") if d) if found else 1
+    return 2.0 * math.prod(one.arrays[0].dims) * summed
+
+
+def _library(computation: Computation, one: Instruction) -> float:
+    """A product by a GPU's library, whose configuration says which dimensions it sums over."""
+    found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.attributes)
+    if found is None:
+        return 0.0
+    left = _dims(computation, one.operands[0])
+    summed = math.prod(left[int(d)] for d in re.findall(r"\d+", found[1]))
     return 2.0 * math.prod(one.arrays[0].dims) * summed
 
 

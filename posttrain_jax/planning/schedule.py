@@ -76,6 +76,32 @@ class Totals:
         return sum(numbers[2] for numbers in self.collectives.values())
 
 
+class Clock:
+    """The core, the copies and the links while one computation is issued."""
+
+    def __init__(self, total: Totals):
+        self.total, self.now, self.links_free, self.copies_free = total, 0.0, 0.0, 0.0
+        self.ready: dict[str, tuple[float, str]] = {}  # what is under way: when it is there, and what it is waited for
+        self.chains: list[float] = []  # exchanges that began inside a fusion, the oldest first
+
+    def copy(self, name: str, seconds: float) -> None:
+        """Begins a copy, which is waited for by `name`."""
+        self.copies_free = max(self.copies_free, self.now) + seconds
+        self.ready[name] = self.copies_free, "copying"
+
+    def exchange(self, found: Collective) -> float:
+        """Begins an exchange; returns when it is over."""
+        self.total.count(found)
+        self.links_free = max(self.links_free, self.now) + found.seconds
+        return self.links_free
+
+    def wait(self, until: float, what: str = "waiting") -> None:
+        """The core stands still until then."""
+        lost = max(until - self.now, 0.0)
+        setattr(self.total, what, getattr(self.total, what) + lost)
+        self.now += lost
+
+
 class Walk:
     """Walks the computations of one module, each once."""
 
@@ -84,7 +110,7 @@ class Walk:
         self.module, self.layout, self.turns = module, layout, turns
         self.chip = chip or layout.part.chip
         self._kept: dict[tuple[str, bool], Totals] = {}
-        self.inner = functools.cache(self._inner)
+        self._inside = functools.cache(self._exchanges)
 
     def whole(self) -> Totals:
         """The program from its entry."""
@@ -97,87 +123,84 @@ class Walk:
         return self._kept[key]
 
     def _run(self, computation: Computation, outermost: bool) -> Totals:
-        total, now, links_free, copies_free = Totals(), 0.0, 0.0, 0.0
-        ready: dict[str, tuple[float, str]] = {}  # what is under way: when it is there, and who brings it
-        chains: list[float] = []  # collectives started inside fusions, oldest first
+        total = Totals()
+        clock = Clock(total)
         for one in computation.instructions:
-            op = one.opcode
+            op, source = one.opcode, one.operands[0] if one.operands else ""
             if op in FREE:
                 continue
             if op == "while":
-                turns = hlo.trip_count(self.module, computation, one)
-                body = self._walk(
-                    self.module.computations[one.attribute("body") or ""], outermost and turns is not None
-                )
-                if turns is None:
-                    turns = self.turns if outermost else 1
-                    total.assumed += not outermost
-                total.add(body, turns)
-                now += turns * body.seconds
-                continue
-            if op in ("conditional", "call"):
-                parts = [self._walk(called, outermost) for called in self.module.called(one)]
-                if parts:
-                    longest = max(parts, key=lambda part: part.seconds)
-                    total.add(longest)
-                    now += longest.seconds
-                continue
-            if op.endswith("-done") and one.operands and one.operands[0] in ready:
-                until, who = ready.pop(one.operands[0])
-                wait = max(until - now, 0.0)
-                setattr(total, who, getattr(total, who) + wait)
-                now += wait
-                continue
-            if op.endswith("-update") and one.operands and one.operands[0] in ready:
-                ready[one.name] = ready.pop(one.operands[0])
-                continue
-            if op in ("copy-start", "slice-start"):
+                clock.now += self._loop(computation, one, outermost, total)
+            elif op in ("conditional", "call"):
+                clock.now += self._branch(one, outermost, total)
+            elif op.endswith("-done") and source in clock.ready:
+                clock.wait(*clock.ready.pop(source))
+            elif op.endswith("-update") and source in clock.ready:
+                clock.ready[one.name] = clock.ready.pop(source)
+            elif op in ("copy-start", "slice-start"):
                 moved = sum(a.bytes for a in one.arrays[1:2])
-                copies_free = max(copies_free, now) + moved / self.chip.hbm_bandwidth
-                ready[one.name] = copies_free, "copying"
                 total.hbm += moved
-                continue
-            found = self._collectives(one)
-            core = self._core(computation, one, total)
-            for each, starts, ends in found:
-                if starts or not ends:
-                    total.count(each)
-                    links_free = max(links_free, now) + each.seconds
-                if starts and op.endswith("-start"):
-                    ready[one.name] = links_free, "waiting"
-                elif starts:
-                    chains.append(links_free)
-                elif not ends:
-                    wait = max(links_free - now, 0.0)
-                    total.waiting, now = total.waiting + wait, now + wait
-            now += core
-            if any(ends for _, _, ends in found) and chains:
-                wait = max(chains.pop(0) - now, 0.0)
-                total.waiting, now = total.waiting + wait, now + wait
-        total.seconds = max(now, links_free)
-        total.waiting += max(links_free - now, 0.0)
+                clock.copy(one.name, moved / self.chip.hbm_bandwidth)
+            else:
+                self._issue(computation, one, clock)
+        clock.wait(clock.links_free)
+        total.seconds = clock.now
         return total
 
+    def _loop(self, computation: Computation, one: Instruction, outermost: bool, total: Totals) -> float:
+        turns = hlo.trip_count(self.module, computation, one)
+        body = self._walk(self.module.computations[one.attribute("body") or ""], outermost and turns is not None)
+        if turns is None:
+            turns = self.turns if outermost else 1
+            total.assumed += not outermost
+        total.add(body, turns)
+        return turns * body.seconds
+
+    def _branch(self, one: Instruction, outermost: bool, total: Totals) -> float:
+        """Of the branches of a conditional the longest."""
+        parts = [self._walk(called, outermost) for called in self.module.called(one)]
+        longest = max(parts, key=lambda part: part.seconds, default=Totals())
+        total.add(longest)
+        return longest.seconds
+
+    def _issue(self, computation: Computation, one: Instruction, clock: Clock) -> None:
+        """An instruction of the core, with the exchanges that it does, begins or ends."""
+        core = self._core(computation, one, clock.total)
+        ends = False
+        for found, begins, under_way in self._collectives(one):
+            if under_way:
+                ends = True
+                continue
+            over = clock.exchange(found)
+            if begins and one.opcode.endswith("-start"):
+                clock.ready[one.name] = over, "waiting"
+            elif begins:
+                clock.chains.append(over)
+            else:
+                clock.wait(over)
+        clock.now += core
+        if ends and clock.chains:
+            clock.wait(clock.chains.pop(0))
+
     def _collectives(self, one: Instruction) -> list[tuple[Collective, bool, bool]]:
-        """The collectives of an instruction, each with whether it only starts here and whether it only ends here."""
+        """The exchanges of an instruction: whether each only begins here, and whether it began earlier."""
         if collectives.kind_of(one):
             return [(collectives.collective(one, self.layout), one.opcode.endswith("-start"), False)]
         if one.opcode in ("fusion", "async-start"):
-            return [pair for called in self.module.called(one) for pair in self.inner(called.name)]
+            return [each for called in self.module.called(one) for each in self._inside(called.name)]
         return []
 
-    def _inner(self, name: str) -> tuple[tuple[Collective, bool, bool], ...]:
+    def _exchanges(self, name: str) -> tuple[tuple[Collective, bool, bool], ...]:
+        """The same of a fusion's computation; an exchange under way passes through others until its end."""
         computation = self.module.computations[name]
         found = []
         scattered = name.startswith("all-reduce-scatter")
         for one in computation.instructions:
             if collectives.kind_of(one):
-                users = [user.attributes for user in computation.users.get(one.name, [])]
-                starts = any("AsyncCollectiveStart" in text for text in users)
-                between = any("AsyncCollectiveDone" in text or "AsyncCollectiveStep" in text for text in users)
-                if not starts and not between and "async_collective" in name:
-                    continue  # one that is under way passes through
-                found.append((collectives.collective(one, self.layout, scattered), starts, between))
+                users = " ".join(user.attributes for user in computation.users.get(one.name, []))
+                begins, ends = "AsyncCollectiveStart" in users, "AsyncCollectiveDone" in users
+                if begins or ends or "async_collective" not in name:
+                    found.append((collectives.collective(one, self.layout, scattered), begins, ends))
         return tuple(found)
 
     def _core(self, computation: Computation, one: Instruction, total: Totals) -> float:
