@@ -24,7 +24,7 @@ def table(plan: dict[str, Any]) -> str:
     for name in (*PARTS, "other", "GiB of a device"):
         memory.add_column(name, justify="right")
     time = Table(box=ROUNDED)
-    for name in ("program", "time", "MFU", "tokens/s", "compute", "HBM", "links", "calls", "chip-hours"):
+    for name in ("program", "time", "MFU", "tokens/s", "core", "compute", "HBM", "links", "calls", "chip-hours"):
         time.add_column(name, justify="left" if name == "program" else "right")
     for row in rows:
         memory.add_row(row["program"], "yes" if row["fits"] else "[red]no", *_memory(row))
@@ -36,7 +36,9 @@ def table(plan: dict[str, Any]) -> str:
         lines.append(
             f"[bold]whole recipe[/] {hours:,.0f} chip-hours, {hours / plan['chips']:,.1f} hours on {plan['topology']}"
         )
-    lines.append(f"* binds. Assumed: {'; '.join(plan['assumptions'])}")
+    lines.append(
+        f"* binds of the three rooflines; core: its instructions as the compiler expects them. Assumed: {'; '.join(plan['assumptions'])}"
+    )
     return _render(memory, *((time,) if time.row_count else ()), *lines)
 
 
@@ -77,7 +79,8 @@ def _time(row: dict[str, Any]) -> list[str]:
     roofs = [
         _seconds(seconds) + (" *" if name == row["bound_by"] else "") for name, seconds in row["rooflines"].items()
     ]
-    return [_seconds(row["seconds"]), mfu, speed, *roofs, f"{row['calls']:,}", f"{row['chip_hours']:,.1f}"]
+    busy = _seconds(row["core_seconds"])
+    return [_seconds(row["seconds"]), mfu, speed, busy, *roofs, f"{row['calls']:,}", f"{row['chip_hours']:,.1f}"]
 
 
 def _why(row: dict[str, Any]) -> list[str]:

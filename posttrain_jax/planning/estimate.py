@@ -52,6 +52,7 @@ def estimate(recipe: Recipe, part: Slice, name: str, told: dict[str, Any]) -> di
         "model_flops": own.flops / part.devices,
         "hbm_bytes": totals["hbm"],
         "cycles": totals["cycles"],
+        "core_seconds": totals["core"],
         "kernel_seconds": totals["kernel"],
         "waiting_seconds": totals["waiting"],
         "collectives": told["collectives"],

@@ -1,10 +1,15 @@
-"""HBM traffic of an instruction: operands and results that do not lie in VMEM; of a sliced operand only the slice."""
+"""HBM traffic of an instruction: operands and results that do not lie in VMEM; of a sliced operand only the slice.
+
+An update in place reads and writes what it updates. Where it is not in place the compiler copies first, by a copy of
+its own.
+"""
 
 from __future__ import annotations
 
 from posttrain_jax.planning.hlo import Array, Computation, Instruction, Module
 
 SLICES = ("dynamic-slice", "slice", "gather")
+UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # and which operand is the update
 NO_TRAFFIC = ("copy-done", "slice-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "opt-barrier")
 
 
@@ -14,8 +19,8 @@ def traffic(module: Module, computation: Computation, one: Instruction) -> float
         return 0.0
     if one.opcode in SLICES:
         return 2 * _in_hbm(one.arrays)
-    if one.opcode == "dynamic-update-slice":
-        return 2 * _in_hbm(computation.by_name[one.operands[1]].arrays)
+    if one.opcode in UPDATES:
+        return 2 * _in_hbm(computation.by_name[one.operands[UPDATES[one.opcode]]].arrays)
     inner = next(iter(module.called(one)), None) if one.opcode == "fusion" else None
     if inner is None:
         return sum(_in_hbm(computation.by_name[name].arrays) for name in one.operands) + _in_hbm(one.arrays)
@@ -37,7 +42,7 @@ def _read(inner: Computation, parameter: Instruction, arrays: tuple[Array, ...])
     users = inner.users.get(parameter.name, [])
     if whole and users and all(user.opcode in SLICES and user.operands[0] == parameter.name for user in users):
         return min(sum(a.bytes for user in users for a in user.arrays), whole)
-    if users and all(user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name for user in users):
+    if users and all(user.opcode in UPDATES and user.operands[0] == parameter.name for user in users):
         return 0.0
     return whole
 
@@ -51,8 +56,8 @@ def _written(inner: Computation, fusion: Instruction) -> float:
     for root, array in zip(roots, fusion.arrays, strict=True):
         while root.opcode == "bitcast" and root.operands[0] in inner.by_name:
             root = inner.by_name[root.operands[0]]
-        if root.opcode == "dynamic-update-slice" and array.in_hbm:
-            total += sum(a.bytes for a in inner.by_name[root.operands[1]].arrays)
+        if root.opcode in UPDATES and array.in_hbm:
+            total += 2 * sum(a.bytes for a in inner.by_name[root.operands[UPDATES[root.opcode]]].arrays)
         else:
             total += array.bytes if array.in_hbm else 0.0
     return total

@@ -7,6 +7,7 @@ from posttrain_jax.planning import hlo
 from posttrain_jax.planning.chips import read_slice
 from posttrain_jax.planning.collectives import Layout, axes_of, collective, read_groups
 from posttrain_jax.planning.flops import product_flops
+from posttrain_jax.planning.traffic import traffic
 
 LOOP = """HloModule m, is_scheduled=true
 
@@ -115,6 +116,36 @@ def test_bytes_that_a_device_sends(opcode, kind, sent):
 def test_devices_alone_send_nothing():
     found = collective(exchange("all-reduce", "f32[8]{0}", "replica_groups=[8,1]<=[8]"), LAYOUT)
     assert (found.axes, found.bytes, found.seconds) == ((), 0, 0)
+
+
+FUSION = """%inner (a: f32[9,64], i: s32[1], u: f32[1,64]) -> f32[9,64] {{
+  %a = f32[9,64]{{1,0}} parameter(0)
+  %i = s32[1]{{0:T(128)S(1)}} parameter(1)
+  %u = f32[1,64]{{1,0:T(8,128)S(1)}} parameter(2)
+  ROOT %r = {inside}
+}}
+
+ENTRY %m (a: f32[9,64], i: s32[1], u: f32[1,64]) -> f32[9,64] {{
+  %a.1 = f32[9,64]{{1,0}} parameter(0)
+  %i.1 = s32[1]{{0:T(128)S(1)}} parameter(1)
+  %u.1 = f32[1,64]{{1,0:T(8,128)S(1)}} parameter(2)
+  ROOT %f = {result} fusion(%a.1, %i.1, %u.1), kind=kLoop, calls=%inner
+}}"""
+
+
+@pytest.mark.parametrize(
+    "inside, result, moved",
+    [
+        ("f32[9,64]{1,0} add(%a, %a)", "f32[9,64]{1,0}", 2 * 9 * 64 * 4),
+        ("f32[9,64]{1,0} add(%a, %a)", "f32[9,64]{1,0:T(8,128)S(1)}", 9 * 64 * 4),  # the result stays in VMEM
+        ("f32[1,64]{1,0} dynamic-slice(%a, %i)", "f32[1,64]{1,0}", 2 * 64 * 4),
+        ("f32[9,64]{1,0} dynamic-update-slice(%a, %u, %i)", "f32[9,64]{1,0}", 2 * 64 * 4),
+        ("f32[9,64]{1,0} scatter(%a, %i, %u), to_apply=%add", "f32[9,64]{1,0}", 2 * 64 * 4),
+    ],
+)
+def test_traffic_is_of_what_is_touched(inside, result, moved):
+    module = hlo.read(FUSION.format(inside=inside, result=result))
+    assert traffic(module, module.entry, module.entry.root) == moved
 
 
 def product(line, left, right):
