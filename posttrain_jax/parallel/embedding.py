@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from posttrain_jax.parallel.placement import along, current, summed
+from posttrain_jax.parallel.placement import along, current, summed, whole
 
 
 def embed(
@@ -28,9 +28,7 @@ def embed(
 
     def local(table, tokens):
         shape, words = tokens.shape, along(lying, 0)
-        tokens = tokens.reshape(-1)
-        if held:
-            tokens = jax.lax.all_gather(tokens, held, tiled=True)
+        tokens = whole(tokens.reshape(-1), held, 0)
         if words:
             tokens = tokens - jax.lax.axis_index(words) * len(table)
             here = (tokens >= 0) & (tokens < len(table))

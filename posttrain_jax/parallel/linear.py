@@ -13,8 +13,9 @@ def linear(
 ) -> Float[Array, "batch length out"]:
     """x @ weight, in the format of x; ``axes`` are the names of the weight's.
 
-    Mesh axes that split both tokens and matrix are FSDP's: the matrix is gathered, and its gradient scattered. Others
-    are tensor parallel: over "out" each device makes some columns, over "width" each adds some terms of the sum.
+    An axis of the matrix that mesh axes split which also split tokens is FSDP's: it is gathered, and its gradient
+    scattered. Others are tensor parallel: over "out" each device makes some columns, over "width" each adds some terms
+    of the sum.
     """
     place = current()
     if place is None:
@@ -37,9 +38,8 @@ def linear(
 
 
 def _parted(names, split):
-    """The axes to gather, and those to work along; gathered ones come last, so that what is left is in order."""
-    kept = tuple(name for name in names if name not in split)
-    return tuple(name for name in names if name in split), kept
+    """The mesh axes to gather, and those to work along."""
+    return (names, ()) if set(names) & set(split) else ((), names)
 
 
 @jax.custom_vjp

@@ -86,13 +86,15 @@ def along(part: P, axis: int) -> tuple[str, ...]:
 def whole(x: Array, names: Sequence[str], axis: int) -> Array:
     """Inside `shard_map`: an axis that lies over these mesh axes, gathered; its gradient is scattered again.
 
-    Parts are gathered along an axis of their own, in front: where a part does not fill whole tiles of memory, or lies
-    along the last axis, XLA would turn a gather in place into a sum of arrays full of zeros, twice the traffic.
+    One mesh axis after the other, and the last axis of an array by way of the front: XLA's TPU compiler makes sums of
+    arrays full of zeros, twice the traffic, of gathers over several mesh axes, and of scatters along the last axis.
     """
-    if not names:
-        return x
-    parts = jax.lax.all_gather(x, tuple(names))
-    return jnp.moveaxis(parts, 0, axis).reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+    for name in reversed(names):
+        if axis < x.ndim - 1:
+            x = jax.lax.all_gather(x, name, axis=axis, tiled=True)
+        else:
+            x = jnp.moveaxis(jax.lax.all_gather(x, name), 0, axis).reshape(*x.shape[:axis], -1)
+    return x
 
 
 # Of a result that all devices along an axis hold alike, `shard_map` hands each an equal share of the gradient. Those

@@ -88,7 +88,7 @@ def test_every_mesh_trains_alike(runs, name):
 PARTS = {
     "data=8": {"gate": (2, 6, 48, 24), "q": (2, 48, 64), "embed": (80, 48)},
     "fsdp=8": {"gate": (2, 6, 6, 24), "q": (2, 6, 64), "embed": (80, 6)},
-    "expert=2 fsdp=4": {"gate": (2, 3, 12, 24), "q": (2, 12, 64), "embed": (80, 12)},
+    "expert=2 fsdp=4": {"gate": (2, 3, 12, 24), "q": (2, 6, 64), "embed": (80, 6)},
     "tensor=2 fsdp=4": {"gate": (2, 6, 12, 12), "q": (2, 12, 32), "embed": (40, 12)},
 }
 
@@ -149,6 +149,8 @@ def test_an_axis_that_does_not_divide_stays_whole():
     assert meshes.spec(("embed", "heads"), (48, 64), mesh) == P("fsdp", "tensor")
     assert meshes.spec(("embed", "heads"), (42, 63), mesh) == P()
     assert meshes.spec((None, "norm"), (8, 8), mesh) == P()
+    mesh = meshes.make_mesh(data=2, fsdp=2, expert=2)
+    assert meshes.spec(("batch", None), (4, 8), mesh) == P(("data", "fsdp"))
     rows = meshes.put_batch({"x": np.zeros((3, 8)), "scalar": np.float32(1)}, mesh)
     assert rows["x"].sharding.shard_shape((3, 8)) == (3, 8)
 
@@ -160,8 +162,35 @@ def test_a_batch_is_split_over_all_data_axes():
     np.testing.assert_array_equal(rows, np.arange(32).reshape(2, 8, 2))
 
 
+def test_a_mesh_axis_splits_one_axis_the_first_that_asks():
+    mesh = meshes.make_mesh(fsdp=2, expert=2, context=2)
+    assert meshes.spec(("embed", "heads"), (16, 16), mesh) == P(("fsdp", "expert", "context"))
+    assert meshes.spec(("layers", "expert", "embed", "expert_ffn"), (3, 4, 8, 8), mesh) == P(
+        None, "expert", ("fsdp", "context")
+    )
+    names = ("expert", "embed", "expert_ffn")
+    assert meshes.spec(names, (8, 8, 8), mesh, meshes.SAMPLE) == P(("expert", "fsdp", "context"))
+    assert meshes.spec(names, (4, 8, 8), mesh, meshes.SAMPLE) == P(("expert", "fsdp"))
+
+
+class _Device:
+    """A device of a slice, as far as a mesh looks at it."""
+
+    def __init__(self, number, slice_index):
+        self.id, self.slice_index, self.process_index = number, slice_index, number // 2
+        self.platform, self.device_kind = "cpu", "cpu"
+
+
+def test_data_goes_over_slices_and_everything_else_stays_inside_one():
+    devices = [_Device(n, n // 4) for n in range(8)]
+    mesh = meshes.make_mesh(data=4, fsdp=2, devices=devices)
+    assert [[d.slice_index for d in row.flat] for row in mesh.devices] == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    with pytest.raises(ValueError, match="data to be a multiple of 2"):
+        meshes.make_mesh(data=1, fsdp=8, devices=devices)
+
+
 def test_data_takes_the_rest_and_a_misfit_is_named():
-    assert dict(meshes.make_mesh(tensor=2).shape) == {"data": 4, "fsdp": 1, "expert": 1, "tensor": 2}
+    assert dict(meshes.make_mesh(tensor=2).shape) == {"data": 4, "fsdp": 1, "expert": 1, "tensor": 2, "context": 1}
     with pytest.raises(ValueError, match="fsdp=3.* needs 6 devices, and 8 are attached"):
         meshes.make_mesh(fsdp=3)
     with pytest.raises(ValueError, match="needs 16 devices"):
@@ -171,5 +200,5 @@ def test_data_takes_the_rest_and_a_misfit_is_named():
 def test_every_named_axis_of_the_model_has_a_rule(arch):
     weights = nnx.state(nnx.eval_shape(lambda: Decoder(arch, rngs=nnx.Rngs(0))))
     for param in jax.tree.leaves(weights, is_leaf=lambda x: isinstance(x, nnx.Variable)):
-        assert set(param.logical_axes) - {None} <= set(meshes.RULES)
+        assert set(param.logical_axes) - {None} <= set(meshes.TRAIN) == set(meshes.SAMPLE)
         assert len(param.logical_axes) == param.get_value().ndim
