@@ -36,9 +36,8 @@ def table(plan: dict[str, Any]) -> str:
         lines.append(
             f"[bold]whole recipe[/] {hours:,.0f} chip-hours, {hours / plan['chips']:,.1f} hours on {plan['topology']}"
         )
-    lines.append(
-        f"* binds of the three rooflines; core: its instructions as the compiler expects them. Assumed: {'; '.join(plan['assumptions'])}"
-    )
+    lines.append("* binds of the three rooflines; core: its instructions, as the compiler expects them")
+    lines.append(f"assumed: {'; '.join(plan['assumptions'])}")
     return _render(memory, *((time,) if time.row_count else ()), *lines)
 
 

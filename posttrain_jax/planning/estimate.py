@@ -104,6 +104,14 @@ def nearest(recipe: Recipe, part: Slice, name: str, memory: dict[str, float]) ->
         fitting = next((n for n in fewer if fixed + moving * n / rows <= free), None)
         if fitting:
             return f"config.{key}={fitting} would, with about {(fixed + moving * fitting / rows) / GIB:.0f} GiB"
+        length = getattr(getattr(recipe, section), "length", 1)
+        for parts in (2, 4, 8, 16):  # rows that cannot be fewer can be shared
+            divide = (mesh.fsdp, rows, length)
+            if fixed + moving / parts <= free and all(number % parts == 0 for number in divide):
+                return (
+                    f"config.mesh.context={mesh.context * parts} config.mesh.fsdp={mesh.fsdp // parts}"
+                    f" config.{key}={rows // parts} would, with about {(fixed + moving / parts) / GIB:.0f} GiB"
+                )
     if name in (SFT, RL) and recipe.precision.remat == "none" and fixed < free:
         return "config.precision.remat=full may: activations of a layer are then computed again"
     larger, whole = part, sum(memory.values())
