@@ -101,7 +101,7 @@ def _compile(recipe: dict[str, Any], part: str, program: str, keep: Path | None)
         told = read_program(
             recipe_from(recipe), read_slice(part), program, keep / f"{program}.hlo.txt" if keep else None
         )
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         return {"error": str(error)}
     return json.loads(json.dumps(dataclasses.asdict(told)))
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import tpu_compiler
+from posttrain_jax.parallel.mesh import make_mesh
 from posttrain_jax.planning import hlo
 from posttrain_jax.planning.chips import read_slice
 from posttrain_jax.planning.collectives import Layout
@@ -114,3 +115,11 @@ def test_minimax_m2_at_full_size_fits_on_128_chips():
     assert {row["axes"] for row in told.collectives if row["kind"] == "all-gather"} >= {"fsdp"}
     layers = recipe.model.layers
     assert any(row["times"] % layers == 0 for row in told.collectives)
+
+
+def test_a_mesh_may_split_an_axis_of_the_torus():
+    """Eight chips of fsdp and two of context share two axes of four."""
+    mesh = make_mesh(fsdp=8, expert=8, context=2, devices=tpu_compiler.devices("v5p:4x4x8"))
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 8, "expert": 8, "tensor": 1, "context": 2}
+    experts = [device.coords for device in mesh.devices[0, 0, :, 0, 0]]
+    assert len({coordinates[:2] for coordinates in map(tuple, experts)}) == 1  # along the ring of eight
