@@ -64,7 +64,7 @@ def calibrate(recipe: Recipe, log: Callable[[str], Any] = print) -> dict[str, An
 
 def measure(dtype: str) -> Chip:
     """The attached device's peak and bandwidth, as a chip."""
-    size = 2048
+    size = 1024 if jax.default_backend() == "cpu" else 8192
     x = jnp.ones((size, size), dtype)
     peak = 2 * size**3 / _fastest(jax.jit(lambda x: x @ x), x)
     y = jnp.ones(1 << 26, jnp.float32)
