@@ -90,7 +90,7 @@ def place(source: str) -> str:
 
 
 def nearest(recipe: Recipe, part: Slice, name: str, memory: dict[str, float]) -> str:
-    """The nearest setting with which a program would fit, reckoned from what it takes now."""
+    """The nearest setting with which a program may fit, if what it moves shrinks with it; compiling that one tells."""
     free = part.chip.hbm * 0.97
     moving = memory["activations"] + memory.get("batch", 0.0) + memory.get("cache", 0.0)
     fixed = sum(memory.values()) - moving
@@ -103,14 +103,14 @@ def nearest(recipe: Recipe, part: Slice, name: str, memory: dict[str, float]) ->
         fewer = [n for n in range(rows - 1, 0, -1) if rows % n == 0 and (n % shards == 0 or name == "prefill")]
         fitting = next((n for n in fewer if fixed + moving * n / rows <= free), None)
         if fitting:
-            return f"config.{key}={fitting} would, with about {(fixed + moving * fitting / rows) / GIB:.0f} GiB"
+            return f"config.{key}={fitting} may, with about {(fixed + moving * fitting / rows) / GIB:.0f} GiB"
         length = getattr(getattr(recipe, section), "length", 1)
         for parts in (2, 4, 8, 16):  # rows that cannot be fewer can be shared
             divide = (mesh.fsdp, rows, length)
             if fixed + moving / parts <= free and all(number % parts == 0 for number in divide):
                 return (
                     f"config.mesh.context={mesh.context * parts} config.mesh.fsdp={mesh.fsdp // parts}"
-                    f" config.{key}={rows // parts} would, with about {(fixed + moving / parts) / GIB:.0f} GiB"
+                    f" config.{key}={rows // parts} may, with about {(fixed + moving / parts) / GIB:.0f} GiB"
                 )
     if name in (SFT, RL) and recipe.precision.remat == "none" and fixed < free:
         return "config.precision.remat=full may: activations of a layer are then computed again"
@@ -118,4 +118,4 @@ def nearest(recipe: Recipe, part: Slice, name: str, memory: dict[str, float]) ->
     while whole * part.devices / larger.devices > free and larger.devices < 1 << 14:
         larger = larger.doubled()
     share = whole * part.devices / larger.devices
-    return f"--topology={larger.name} would, with about {share / GIB:.0f} GiB if all is split over its devices"
+    return f"--topology={larger.name} may, with about {share / GIB:.0f} GiB if all is split over its devices"

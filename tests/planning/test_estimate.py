@@ -92,12 +92,12 @@ def test_losses_and_the_models_arithmetic_are_the_whole_time():
 def test_what_does_not_fit_names_the_nearest_that_would(recipe):
     part = read_slice("v5e:2x4")
     row = estimate(recipe, part, "sft", told(recipe, activations=12 * GIB))
-    assert not row["fits"] and row["nearest"].startswith("config.sft.microbatch_rows=8 would, with about 14 GiB")
+    assert not row["fits"] and row["nearest"].startswith("config.sft.microbatch_rows=8 may, with about 14 GiB")
     alone = dataclasses.replace(recipe, sft=dataclasses.replace(recipe.sft, microbatch_rows=8))
     shared = nearest(alone, part, "sft", row["memory"])
-    assert shared == "config.mesh.context=2 config.mesh.fsdp=2 config.sft.microbatch_rows=4 would, with about 14 GiB"
+    assert shared == "config.mesh.context=2 config.mesh.fsdp=2 config.sft.microbatch_rows=4 may, with about 14 GiB"
     much = {"weights": 40 * GIB, "activations": GIB}
-    assert nearest(recipe, part, "sft", much).startswith("--topology=v5e:4x8 would, with about 10 GiB")
+    assert nearest(recipe, part, "sft", much).startswith("--topology=v5e:4x8 may, with about 10 GiB")
 
 
 def test_a_picture_is_an_svg_with_a_bar_for_each_program(recipe):
