@@ -66,7 +66,11 @@ def make_mesh(
     axis_types = (AxisType.Auto,) * len(shape)
     slices = len({getattr(device, "slice_index", None) for device in devices})
     if slices == 1:
-        return jax.make_mesh(shape, MESH_AXES, devices=devices, axis_types=axis_types)
+        try:
+            return jax.make_mesh(shape, MESH_AXES, devices=devices, axis_types=axis_types)
+        except NotImplementedError:  # an axis of a torus has to be split between two of the mesh
+            laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+            return Mesh(laid, MESH_AXES, axis_types=axis_types)
     if data % slices:
         raise ValueError(f"mesh {sizes} over {slices} slices needs data to be a multiple of {slices}")
     apart = (slices, *(1,) * len(inner))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor as Threads
 from functools import partial
 from itertools import chain
@@ -43,9 +43,9 @@ class Engine:
     many CPU cores busy, for one core decodes a small model as fast as many; an accelerator wants one large bank.
     Weights that lie on several devices are served by one bank in any case: threads would mix up their collectives.
 
-    Several processes call everything together. On a ``mesh`` all its devices decode all prompts, with weights and caches
-    laid out for decoding (`mesh.SAMPLE`), whatever the trainer's layout is: for a model that no device holds alone.
-    Without one, each process decodes its share of the prompts with a copy of the weights on its first device.
+    Several processes call everything together. On a ``mesh`` all devices decode all prompts, with weights and caches laid
+    out for decoding (`mesh.SAMPLE`), whatever the trainer's layout is: for a model that no device holds alone. Without
+    one, each process decodes its share of the prompts with a copy of the weights on its first device.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class Engine:
             _, placed = abstract(lambda: make(rngs=nnx.Rngs(0)), mesh, meshes.SAMPLE)
             lying = [leaf.sharding for leaf in jax.tree.leaves(placed)]
             slots_lying = jax.tree_util.tree_map_with_path(partial(_slot_sharding, mesh), jax.eval_shape(empty))
+        self._lying, self._slots_lying = lying, slots_lying
 
         def compiled(f, **options):
             return jax.jit(placement.on(mesh, meshes.SAMPLE)(f), out_shardings=slots_lying, **options)
@@ -103,6 +104,31 @@ class Engine:
         """A trainer's weights as the engine decodes with them: layers apart, all but head and router in its format."""
         loaded = jax.tree.unflatten(jax.tree.structure(self._form(weights)), self._load(weights))
         return loaded if self.sharded else exchange.own_copy(loaded)
+
+    def programs(self, weights: nnx.State, mesh: Mesh) -> dict[str, tuple[Callable, tuple]]:
+        """What it compiles, each with abstract arguments; ``weights`` are a trainer's, abstract too.
+
+        "transfer" makes the engine's weights of them, "prefill" admits prompts, "decode" goes on by a chunk.
+        """
+        everywhere, limits = meshes.replicated(mesh), self.limits
+
+        def place(tree, where):
+            leaves, form = jax.tree.flatten(tree)
+            where = [everywhere] * len(leaves) if where is None else jax.tree.leaves(where)
+            placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(leaves, where, strict=True)]
+            return jax.tree.unflatten(form, placed)
+
+        own = place(self._form(weights), self._lying)
+        slots = place(jax.eval_shape(self._empty), self._slots_lying)
+        integers = lambda *shape: place(jax.ShapeDtypeStruct(shape, jnp.int32), None)  # noqa: E731
+        keys = place(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), limits.slots)), None)
+        prompts = integers(limits.prefill_batch, limits.max_prompt), integers(limits.prefill_batch)
+        temperature = place(jax.ShapeDtypeStruct((), jnp.float32), None)
+        return {
+            "transfer": (self._load, (weights,)),
+            "prefill": (self._admit, (own, slots, *prompts, integers(limits.slots), keys)),
+            "decode": (self._decode, (own, slots, temperature)),
+        }
 
     def generate(
         self,
