@@ -67,7 +67,7 @@ class Ring(NamedTuple):
 
         jax.lax.fori_loop(0, steps, step, None)
 
-    def drain(self, steps: jax.Array) -> None:
+    def drain(self, steps: Any) -> None:
         """Waits, after ``steps`` in all, until every stage is free."""
         for slot in range(self.tiles[0].shape[0]):
 
