@@ -43,8 +43,8 @@ class Engine:
     many CPU cores busy, for one core decodes a small model as fast as many; an accelerator wants one large bank.
     Weights that lie on several devices are served by one bank in any case: threads would mix up their collectives.
 
-    Several processes call everything together. On a ``mesh`` all devices decode all prompts, weights and caches laid out
-    as decoding wants them (`mesh.SAMPLE`): for a model that no device holds alone. Without one, each process decodes
+    Several processes call everything together. On a ``mesh`` all devices decode all prompts, weights and caches laid
+    out as decoding wants (`mesh.SAMPLE`): for a model that no device holds alone. Without one, each process decodes
     its share of the prompts with a copy of the weights on its first device.
     """
 
