@@ -18,9 +18,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("chip", TOPOLOGIES)
+EACH = tuple(zip(TOPOLOGIES, FAMILIES, strict=True))  # every chip and every family once
+
+
+@pytest.mark.parametrize(
+    "chip, family",
+    [
+        pytest.param(chip, family, marks=pytest.mark.slow if (chip, family) in EACH else pytest.mark.proof)
+        for chip in TOPOLOGIES
+        for family in FAMILIES
+    ],
+)
 def test_full_size(chip, family):
     for case in cases(FAMILIES[family]):
         program = compile_for(chip, case.run, *case.shapes)
