@@ -60,7 +60,7 @@ def kept(tmp_path, monkeypatch):
 
 
 def test_a_plan_as_json_is_kept_and_told_as_a_table(kept, tmp_path, capsys):
-    arguments = [CONFIG, *MESH, *SMALL, PROGRAMS]
+    arguments = [CONFIG, *MESH, *SMALL, PROGRAMS, "--config.rollout.sharded=true"]
     assert plan.main([*arguments, "--json", f"--output={tmp_path / 'memory.svg'}"]) == 0
     captured = capsys.readouterr()
     told = json.loads(captured.out)
