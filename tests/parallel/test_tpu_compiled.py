@@ -30,8 +30,7 @@ def shaped(mesh, shape, axes, dtype=jnp.bfloat16):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.sharding(axes, shape, mesh))
 
 
-@pytest.mark.parametrize("gradient", [False])
-def test_experts_of_m2_are_exchanged_in_rounds(gradient):
+def test_experts_of_m2_are_exchanged_in_rounds():
     """4,096 tokens a chip, 64 experts on each: kernels, ragged exchanges, and no more memory than the rounds take."""
     arch = minimax_m2.FULL
     mesh = meshes.make_mesh(fsdp=2, expert=4, devices=tpu_compiler.devices("v5p:2x2x2"))
@@ -46,12 +45,8 @@ def test_experts_of_m2_are_exchanged_in_rounds(gradient):
         shaped(mesh, (number, inner, width), ("expert", "expert_ffn", "embed")),
     )
 
-    def loss(*arrays):
-        return experts(*arrays).astype(jnp.float32).sum()
-
-    run = placement.on(mesh)(jax.grad(loss, argnums=(0, 2, 3, 4, 5)) if gradient else experts)
-    text, memory = compiled(run, *shapes)
-    assert text.count("ragged-all-to-all(") == (3 if gradient else 2)
+    text, memory = compiled(placement.on(mesh)(experts), *shapes)
+    assert text.count("ragged-all-to-all(") == 2
     assert "tpu_custom_call" in text
     matrices, slots = 3 * number // 4 * width * inner * 2, 4096 * top_k * width * 2
-    assert memory.temp_size_in_bytes < (3.5 if gradient else 1) * matrices + 8 * slots
+    assert memory.temp_size_in_bytes < matrices + 8 * slots
