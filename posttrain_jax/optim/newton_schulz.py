@@ -122,7 +122,13 @@ def _unrow(row, stacks):
 
 
 def _exchange(x, axes, split, concat):
-    return jax.lax.all_to_all(x, axes, split, concat, tiled=True) if axes else x
+    """An all-to-all that cuts one axis and joins another; pieces lie in front meanwhile, a layout XLA keeps."""
+    if not axes:
+        return x
+    x = jnp.moveaxis(x, split, 0)
+    pieces = jax.lax.all_to_all(x.reshape(jax.lax.axis_size(axes), -1, *x.shape[1:]), axes, 0, 0)
+    x = jnp.moveaxis(jnp.moveaxis(pieces, 1, split + 1), 0, concat)
+    return x.reshape(*x.shape[:concat], -1, *x.shape[concat + 2 :])
 
 
 def _spec(where, ndim, flipped):
