@@ -106,6 +106,7 @@ def killed(run: Together, victim: int) -> None:
     assert line.startswith(f"error: process {victim} of 2 is gone (") and "start all 2 again" in line
 
 
+@pytest.mark.slow
 def test_two_are_as_one_though_the_coordinator_was_killed(start, alone, tmp_path):
     lines = (alone / "metrics.jsonl").read_text().splitlines()
     assert any('"rl"' in line and '"grad_norm"' in line for line in lines), "too little was learned to compare"
