@@ -1,8 +1,8 @@
 """The compilers for NVIDIA Hopper on a machine without a GPU: does a kernel lower, and what does ptxas make of it?
 
-Mosaic GPU turns a kernel into a module, checking layouts, transforms and the size of shared memory; JAX alone does that.
-JAX's CUDA plugin holds LLVM and ptxas; nothing else of CUDA is needed (``pip install jax-cuda13-plugin flatbuffers``, of
-jaxlib's version; the second is for ``jax.export``). What they say is compiled, not measured.
+Mosaic GPU turns a kernel into a module, checking layouts, transforms and the size of shared memory; it is part of JAX.
+JAX's CUDA plugin holds LLVM and ptxas, and needs nothing else of CUDA: ``pip install jax-cuda13-plugin flatbuffers``,
+the plugin in jaxlib's version, the other for ``jax.export``. What they say is compiled, not measured.
 """
 
 from __future__ import annotations
