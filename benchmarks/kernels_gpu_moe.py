@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 TOKENS, HIDDEN, FFN, EXPERTS, TOP_K, VOCAB = 16_384, 3072, 1536, 256, 8, 200_064
+CHECKED = 64  # tokens whose values are held against the definition
 
 
 def draws(*shapes: tuple[int, ...]) -> list[Any]:
@@ -21,36 +23,25 @@ def close(found: Any, expected: Any, what: str, tolerance: float = 0.03) -> None
     import jax
     import jax.numpy as jnp
 
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    @jax.jit
+    def error(a, b):
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-        error = float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
-        assert error < tolerance, f"{what} is off by {error:.3f} of its size"
+        return jnp.linalg.norm(a - b) / jnp.linalg.norm(b)
 
-
-def experts_of(form: str, tokens: Any, chosen: Any, weights: Any, gate: Any, up: Any, down: Any) -> Any:
-    """The layer with our kernels ("gpu", "xla") or with ``jax.lax.ragged_dot`` ("ragged") and its permutes."""
-    import jax
-    import jax.numpy as jnp
-
-    from pallas_kernels import expert_ffn
-
-    if form != "ragged":
-        return expert_ffn(tokens, chosen, weights, gate, up, down, backend=form)
-    order = jnp.argsort(chosen.reshape(-1))
-    sizes = jnp.bincount(chosen.reshape(-1), length=len(gate)).astype(jnp.int32)
-    rows = tokens[order // chosen.shape[1]]
-    product = jax.lax.ragged_dot
-    inner = jax.nn.silu(product(rows, gate, sizes)) * product(rows, up, sizes)
-    out = product(inner, down, sizes)[jnp.argsort(order)].reshape(*chosen.shape, -1)
-    return (out * weights[..., None]).sum(axis=1)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        off = float(error(a, b))
+        assert off < tolerance, f"{what} is off by {off:.3f} of its size"
 
 
 def dispatch_part(options: Any, copy: float) -> dict[str, Any]:
-    """Useful FLOP/s of the layer, forward and both ways, as shares of a large bfloat16 product's."""
+    """Useful FLOP/s of the layer, forward and both ways, as shares of a large bfloat16 product's, ours and others'."""
+    import experts_of_others as others
     import jax
     import jax.numpy as jnp
     import measure
-    from kernels_gpu import jax_call, rates
+    from kernels_gpu import jax_call, rates, torch_call
+
+    from pallas_kernels import expert_ffn
 
     tokens, gradient, weights, gate, up, down, square = draws(
         (TOKENS, HIDDEN), (TOKENS, HIDDEN), (TOKENS, TOP_K),
@@ -59,27 +50,44 @@ def dispatch_part(options: Any, copy: float) -> dict[str, Any]:
     chosen = jax.lax.top_k(jax.random.normal(jax.random.key(1), (TOKENS, EXPERTS)), TOP_K)[1].astype(jnp.int32)
     inputs = tokens * HIDDEN**0.5, weights, gate, up, down
 
-    def both_of(form):
+    def ways(layer, compile):
+        forward = lambda x, *rest: layer(x, chosen, *rest)  # noqa: E731
+
         def both(gradient, *inputs):
-            out, back = jax.vjp(lambda x, *rest: experts_of(form, x, chosen, *rest), *inputs)
+            out, back = jax.vjp(forward, *inputs)
             return out, back(gradient)
 
-        return jax.jit(both)
+        return compile(forward, *inputs), compile(both, gradient, *inputs)
 
-    forms = ("gpu", "ragged")
-    forward = {f: jax.jit(lambda x, *rest, f=f: experts_of(f, x, chosen, *rest)) for f in forms}
-    both = {f: both_of(f) for f in forms}
-    close(both["gpu"](gradient, *inputs), both["ragged"](gradient, *inputs), "expert_ffn")
+    jitted = lambda f, *_: jax.jit(f)  # noqa: E731
+    sides = {"gpu": ways(partial(expert_ffn, backend="gpu"), jitted)}
+    for name, product in others.products().items():
+        sides[name] = ways(partial(others.experts, product), others.tuned if name == "tokamax" else jitted)
+    few = inputs[0][:CHECKED], chosen[:CHECKED], weights[:CHECKED], *inputs[2:]
+    exact, expected = expert_ffn(*few, backend="definition"), sides["ragged"][1](gradient, *inputs)
+    forward, both = {}, {}
+    for name, (step, step_back) in sides.items():
+        close(step(*inputs)[:CHECKED], exact, f"the layer of {name}")
+        close(step_back(gradient, *inputs), expected, f"the layer of {name} or a gradient of it")
+        forward[name], both[name] = jax_call(step, *inputs), jax_call(step_back, gradient, *inputs)
+    if theirs := others.torch_experts(gradient, chosen, *inputs):
+        out = theirs[1]()
+        found = jax.tree.map(lambda x: jnp.from_dlpack(x.detach().contiguous()), out)
+        close(found[0][:CHECKED], exact, "the layer of torch")
+        close(found, expected, "the layer of torch or a gradient of it")
+        forward["torch"], both["torch"] = map(torch_call, theirs)
+        del out, found
+    del expected
     flops = 2 * 3 * TOKENS * TOP_K * HIDDEN * FFN
     ceiling = rates({"product": jax_call(jax.jit(jnp.dot), square, square)}, 2 * 8192**3, options.repetitions)
-    found: dict[str, Any] = {"ceiling": ceiling["product"]}
-    found["forward"] = rates({f: jax_call(forward[f], *inputs) for f in forms}, flops, options.repetitions)
-    found["both"] = rates({f: jax_call(both[f], gradient, *inputs) for f in forms}, 3 * flops, options.repetitions)
-    top = found["ceiling"]["median"]
-    share = lambda kind, form: found[kind][form]["median"] / top  # noqa: E731
-    rows = [(form, share("forward", form), share("both", form)) for form in forms]
+    told: dict[str, Any] = {"ceiling": ceiling["product"]}
+    told["forward"] = rates(forward, flops, options.repetitions)
+    told["both"] = rates(both, 3 * flops, options.repetitions)
+    top = told["ceiling"]["median"]
+    share = lambda kind, name: told[kind][name]["median"] / top  # noqa: E731
+    rows = [(name, share("forward", name), share("both", name)) for name in forward]
     measure.show(f"routed experts as shares of {top / 1e12:.0f} TFLOP/s", ("form", "forward", "both ways"), rows)
-    return found
+    return told
 
 
 def logprobs_part(options: Any, copy: float) -> dict[str, Any]:
@@ -95,9 +103,7 @@ def logprobs_part(options: Any, copy: float) -> dict[str, Any]:
     hidden = hidden * TOKENS**0.5
     targets = jax.random.randint(jax.random.key(1), (1, TOKENS), 0, VOCAB)
     ours = lambda hidden, head, form="gpu": token_logprobs(hidden, head, targets, backend=form)  # noqa: E731
-    some = hidden[:, :512], head
-    both = lambda form: lambda h, w: token_logprobs(h, w, targets[:, :512], backend=form)  # noqa: E731
-    close(jax.jit(both("gpu"))(*some), jax.jit(both("xla"))(*some), "token_logprobs", 1e-3)
+    logprobs_agree(hidden[:, :512], head, targets[:, :512])
     slope = jax.jit(jax.grad(lambda *x: ours(*x)[0].sum(), (0, 1)))
     compiled = slope.lower(hidden, head).compile()
     # the products that the forward pass stands for, by slices of which the logits fit
@@ -116,3 +122,26 @@ def logprobs_part(options: Any, copy: float) -> dict[str, Any]:
     measure.show("log-probabilities: time over that of their products", ("", "times"), rows)
     print(f"{told.temp_size_in_bytes / 1e9:.2f} GB beside arguments and results")
     return {**found, "both": back, "temporary_bytes": told.temp_size_in_bytes}
+
+
+def logprobs_agree(hidden: Any, head: Any, targets: Any) -> None:
+    """Raises AssertionError where values or gradients are not those of the definition in float32."""
+    import jax
+    import jax.numpy as jnp
+
+    from pallas_kernels import token_logprobs
+
+    gradient = jax.random.normal(jax.random.key(2), targets.shape, jnp.float32)
+
+    def both(form):
+        def run(*inputs):
+            found, back = jax.vjp(lambda *x: token_logprobs(*x, targets, backend=form), *inputs)
+            return found, back((gradient, jnp.zeros_like(found[1])))
+
+        return jax.jit(run)
+
+    found = both("gpu")(hidden, head)
+    with jax.default_matmul_precision("highest"):
+        exact = both("definition")(hidden.astype(jnp.float32), head.astype(jnp.float32))
+    close(found[0], exact[0], "token_logprobs", 1e-3)
+    close(found[1], exact[1], "a gradient of token_logprobs")

@@ -60,8 +60,13 @@ class Case(NamedTuple):
     integers: tuple[int, int] | None = None
 
 
-def cases(family: Family) -> Iterator[Case]:
-    """Forward, backward (with the forward it needs) and decode of each kernel that the family uses."""
+def cases(family: Family, backend: str = "tpu", rows: int = ROWS) -> Iterator[Case]:
+    """Forward, backward (with the forward it needs) and decode of each kernel that the family uses.
+
+    Args:
+      backend: "tpu", or "gpu" for those that Hopper has.
+      rows: of routed tokens.
+    """
     bf16 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)  # noqa: E731
     int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
     hidden, ffn, experts, top_k, vocab = family[:5]
@@ -77,20 +82,18 @@ def cases(family: Family) -> Iterator[Case]:
     matrices = bf16(experts, hidden, ffn), bf16(experts, hidden, ffn), bf16(experts, ffn, hidden)
 
     def run(*x):
-        return expert_ffn(*x, backend="tpu")
+        return expert_ffn(*x, backend=backend)
 
     def backward(x, chosen, *rest):
         return jax.grad(lambda x, *rest: _sum(run(x, chosen, *rest)), argnums=range(5))(x, *rest)
 
-    flops = 6.0 * ROWS * hidden * ffn
-    train = routed(ROWS // top_k)
+    flops = 6.0 * rows * hidden * ffn
+    train = routed(rows // top_k)
     yield Case("expert_ffn", "forward", run, (*train, *matrices), flops)
     # the gradient needs no product with ``down`` of the forward pass
     yield Case("expert_ffn", "backward", backward, (*train, *matrices), 16 / 6 * flops)
-    for name, dtype, scale, height, width in (
-        ("int4", jnp.int4, jnp.bfloat16, 32, 1),
-        ("fp8", jnp.float8_e4m3fn, jnp.float32, 128, 128),
-    ):
+    formats = ("int4", jnp.int4, jnp.bfloat16, 32, 1), ("fp8", jnp.float8_e4m3fn, jnp.float32, 128, 128)
+    for name, dtype, scale, height, width in formats if backend == "tpu" else ():
         packed = tuple(quantized(w.shape, dtype, scale, height, width) for w in matrices)
         few = 6.0 * DECODED * top_k * hidden * ffn
         yield Case("expert_ffn", f"decode {name}", run, (*routed(DECODED), *packed), few)
@@ -98,7 +101,7 @@ def cases(family: Family) -> Iterator[Case]:
     tokens = bf16(1, TOKENS, hidden), bf16(hidden, vocab), int32(1, TOKENS)
 
     def found(*x):
-        return token_logprobs(*x, backend="tpu")
+        return token_logprobs(*x, backend=backend)
 
     def slope(hidden, head, targets):
         return jax.grad(lambda *x: found(*x, targets)[0].sum(), argnums=(0, 1))(hidden, head)
@@ -108,12 +111,13 @@ def cases(family: Family) -> Iterator[Case]:
     # three products more, by slices of the vocabulary, of which the compiler counts one
     yield Case("token_logprobs", "backward", slope, tokens, flops + 3 * flops * slice_columns(TOKENS, vocab, 2) / vocab)
 
-    yield from _softmax_cases(family)
+    if backend == "tpu":
+        yield from _softmax_cases(family)
     if heads := family.lightning_heads:
         x, decay = bf16(1, TOKENS, heads, 128), jax.ShapeDtypeStruct((heads,), jnp.float32)
 
         def attend(q, k, v, decay, segments):
-            return lightning_attention(q, k, v, decay, segment_ids=segments, backend="tpu")
+            return lightning_attention(q, k, v, decay, segment_ids=segments, backend=backend)
 
         def back(q, k, v, *rest):
             return jax.grad(lambda *x: _sum(attend(*x, *rest)[0]), argnums=(0, 1, 2))(q, k, v)
@@ -123,6 +127,8 @@ def cases(family: Family) -> Iterator[Case]:
         packed = x, x, x, decay, int32(1, TOKENS)
         yield Case("lightning_attention", "forward", attend, packed, flops)
         yield Case("lightning_attention", "backward", back, packed, 4 * flops)
+        if backend != "tpu":
+            return  # a decode step is plain JAX
         one, state = bf16(DECODED, heads, 128), jax.ShapeDtypeStruct((DECODED, heads, 128, 128), jnp.float32)
         yield Case(
             "lightning_attention",

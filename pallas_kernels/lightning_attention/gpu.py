@@ -26,7 +26,7 @@ from pallas_kernels.lightning_attention.segments import FAR, Layout
 
 CHUNK = 64  # tokens, and columns of v: what one warpgroup's wgmma takes
 LOADER, KEEPER, WRITERS = 0, 1, 2  # warpgroups; every other chunk is the second writer's
-REGISTERS = {LOADER: 40, KEEPER: 168, WRITERS: 152}  # a thread; 128 times their sum fills the SM's 64 Ki
+REGISTERS = {LOADER: 24, KEEPER: 168, WRITERS: 160}  # a thread; 128 times their sum fills the SM's 64 Ki
 AGE, QUERY, KEY, NEAR, REST, ACROSS, HOLES = range(7)  # counts of a token, in this order
 ROWS = 8
 
