@@ -95,18 +95,20 @@ def small() -> ConfigDict:
 
 
 def full() -> ConfigDict:
-    """The released architecture on a pod: weights and moments split over every chip, experts over eight."""
+    """The released architecture on a pod, 32,768 tokens a chip: weights come to the tokens, and none are sent."""
     c = to_config(Recipe(name="minimax_m2", scale="full", model=minimax_m2.FULL))
     c.precision.compute = "bfloat16"
-    c.precision.remat = "full"
+    c.precision.remat = "save_attention"
     c.mesh.fsdp = 16
     c.mesh.expert = 8
+    c.optimizer.name = "muonclip"
+    c.optimizer.newton_schulz_dtype = "bfloat16"
     c.tasks.max_level = 9
 
     c.sft.steps = 2000
-    c.sft.rows = 256
+    c.sft.rows = 128
     c.sft.microbatch_rows = 128
-    c.sft.length = 8192
+    c.sft.length = 32768
     c.sft.optimizer.learning_rate = 1e-5
     c.sft.optimizer.warmup_steps = 100
 

@@ -38,7 +38,7 @@ class Totals:
       cycles: the compiler's estimates.
       collectives: (kind, axes) -> [times, bytes, seconds on the links].
       sources: seconds of the core beyond its FLOPs at the peak, by place in the program.
-      assumed: loops whose turns depend on data and were taken as one.
+      assumed: loops inside others whose turns depend on data, and were assumed.
     """
 
     seconds: float = 0.0
@@ -105,9 +105,9 @@ class Clock:
 class Walk:
     """Walks the computations of one module, each once."""
 
-    def __init__(self, module: Module, layout: Layout, turns: int = 1, chip: Chip | None = None):
-        """``turns`` is what the outermost loop that depends on data takes; ``chip`` stands in for the slice's."""
-        self.module, self.layout, self.turns = module, layout, turns
+    def __init__(self, module: Module, layout: Layout, turns: int = 1, rounds: int = 1, chip: Chip | None = None):
+        """Of loops whose turns depend on data the outermost takes ``turns``, others ``rounds``; ``chip`` stands in."""
+        self.module, self.layout, self.turns, self.rounds = module, layout, turns, rounds
         self.chip = chip or layout.part.chip
         self._kept: dict[tuple[str, bool], Totals] = {}
         self._inside = functools.cache(self._exchanges)
@@ -151,7 +151,7 @@ class Walk:
         turns = hlo.trip_count(self.module, computation, one)
         body = self._walk(self.module.computations[one.attribute("body") or ""], outermost and turns is not None)
         if turns is None:
-            turns = self.turns if outermost else 1
+            turns = self.turns if outermost else self.rounds
             total.assumed += not outermost
         total.add(body, turns)
         return turns * body.seconds
