@@ -208,11 +208,14 @@ class Walk:
         cycles = one.number("estimated_cycles")
         flops, moved = (count(self.module, computation, one) for count in (product_flops, traffic))
         seconds = cycles / self.chip.clock
-        if one.opcode == "custom-call" and '"tpu_custom_call"' in one.attributes:
-            kernel = read_kernel(f"%{one.name} = {one.shape} {one.opcode}({one.inside}){one.attributes}")
+        call = self._kernel(one)
+        if call is not None:
+            kernel = read_kernel(f"%{call.name} = {call.shape} {call.opcode}({call.inside}){call.attributes}")
             flops, moved = kernel.flops, kernel.moved_bytes or kernel.least_bytes
             seconds = max(flops / self.chip.peak, moved / self.chip.hbm_bandwidth)
             total.kernel += seconds
+        elif not cycles and any(begins or ends for _, begins, ends in self._collectives(one)):
+            moved = 0.0  # only names what is under way
         elif not cycles and collectives.kind_of(one) is None and one.opcode not in ("async-start", "async-done"):
             seconds = max(flops / self.chip.peak, moved / self.chip.hbm_bandwidth)
         total.flops += flops
@@ -221,3 +224,9 @@ class Walk:
         total.core += seconds
         total.sources[one.source] += max(seconds - flops / self.chip.peak, 0.0)
         return seconds
+
+    def _kernel(self, one: Instruction) -> Instruction | None:
+        """The call of a kernel that an instruction is, or is fused with an exchange under way."""
+        inside = [i for called in self.module.called(one) for i in called.instructions] if one.opcode == "fusion" else [one]
+        kernels = (i for i in inside if i.opcode == "custom-call" and '"tpu_custom_call"' in i.attributes)
+        return next(kernels, None)

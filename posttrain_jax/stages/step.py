@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from posttrain_jax.parallel import mesh as meshes
 from posttrain_jax.parallel import placement
+from posttrain_jax.parallel.overlap import compiler_options
 
 Batch = dict[str, Array]
 MAX_LOGITS = "max_logits"  # a loss's metric for QK-Clip: the largest of all microbatches counts, not the sum
@@ -111,7 +112,7 @@ def make_update(
     optimizer = optax.with_extra_args_support(optimizer)
     mesh = getattr(jax.tree.leaves(layout(state))[0], "mesh", None)
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=(layout(state), None))
+    @partial(jax.jit, donate_argnums=0, out_shardings=(layout(state), None), compiler_options=compiler_options(mesh))
     @placement.on(mesh)
     def update(state: TrainState, batch: Batch, microbatches):
         total = jnp.maximum(batch["mask"].sum(), 1.0)
