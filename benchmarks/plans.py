@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import measure
 
@@ -24,7 +25,9 @@ def main() -> None:
     parser.add_argument("--config", default=f"{measure.RECIPE}:full", help="recipe, with its scale")
     parser.add_argument("--topology", action="append", help="slices; may be given again (v5p:4x4x8)")
     parser.add_argument("--programs", default="sft,rl,prefill,decode,transfer")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe: sft.length=8192")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe: sft.length=8192"
+    )
     options = parser.parse_args()
     measure.start(cores=2)
     import config_file
@@ -34,8 +37,9 @@ def main() -> None:
     from posttrain_jax.run import validate
 
     path, _, scale = options.config.rpartition(":")
-    given = [tuple(f"config.{pair}".split("=", 1)) for pair in options.set]
-    config, mistakes = config_file.override(path, scale, given)
+    parts = (pair.partition("=") for pair in options.set)
+    given = [(f"config.{key}", value) for key, _, value in parts]
+    config, mistakes = config_file.override(Path(path), scale, given)
     if mistakes:
         raise SystemExit("\n".join(mistakes))
     recipe = validate.recipe_from(config)

@@ -129,4 +129,4 @@ def _refused(sizes: dict[str, float], gradients: float, message: str) -> dict[st
 
 
 def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:1200]
+    return " ".join(str(error).split())[:400]

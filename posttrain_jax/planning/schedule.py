@@ -227,6 +227,8 @@ class Walk:
 
     def _kernel(self, one: Instruction) -> Instruction | None:
         """The call of a kernel that an instruction is, or is fused with an exchange under way."""
-        inside = [i for called in self.module.called(one) for i in called.instructions] if one.opcode == "fusion" else [one]
+        inside = (
+            [i for called in self.module.called(one) for i in called.instructions] if one.opcode == "fusion" else [one]
+        )
         kernels = (i for i in inside if i.opcode == "custom-call" and '"tpu_custom_call"' in i.attributes)
         return next(kernels, None)

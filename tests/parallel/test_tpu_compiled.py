@@ -93,8 +93,17 @@ def test_matrices_that_are_fetched_travel_beside_a_kernel():
         text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
     module = hlo.read(text)
     assert "all-to-all(" not in text
-    assert not [i for c in module.computations.values() for i in c.instructions if i.opcode == "all-reduce" and "bf16" in i.shape]
-    kinds = [{i.opcode for i in c.instructions if i.opcode == "all-gather" or '"tpu_custom_call"' in i.attributes} for c in module.computations.values() if c is not module.entry]
+    assert not [
+        i
+        for c in module.computations.values()
+        for i in c.instructions
+        if i.opcode == "all-reduce" and "bf16" in i.shape
+    ]
+    kinds = [
+        {i.opcode for i in c.instructions if i.opcode == "all-gather" or '"tpu_custom_call"' in i.attributes}
+        for c in module.computations.values()
+        if c is not module.entry
+    ]
     assert {"all-gather", "custom-call"} in kinds
 
 
