@@ -113,19 +113,21 @@ class GroupedQueryAttention(nnx.Module):
         return linear(mixed.reshape(*mixed.shape[:2], -1), self.o)
 
 
+FEW_ROWS = 16  # of a device, up to which a new entry is written row after row
+
+
 def _joined(memory, new, positions, axis):
     """A cache whose rows take in new entries ``[batch, new, heads, dim]`` at their positions, which lie along ``axis``.
 
-    One entry a row is written in place, row after row: for a scatter XLA's TPU compiler lays the whole cache out anew.
+    One entry in each of few rows is written in place, row after row: for a scatter XLA's TPU compiler lays the whole
+    cache out anew.
     """
-    if new.shape[1] > 1:
+    if new.shape[1] > 1 or len(new) > FEW_ROWS:
         row = jnp.arange(len(new))[:, None]
         return memory.at[row, :, :, positions].set(new) if axis == 3 else memory.at[row, :, positions].set(new)
     entries = jnp.moveaxis(new, 1, axis).astype(memory.dtype)
-
-    def write(row, memory):
+    for row in range(len(new)):
         start = [row, 0, 0, 0]
         start[axis] = positions[row, 0]
-        return jax.lax.dynamic_update_slice(memory, jax.lax.dynamic_slice_in_dim(entries, row, 1), start)
-
-    return jax.lax.fori_loop(0, len(new), write, memory)
+        memory = jax.lax.dynamic_update_slice(memory, entries[row : row + 1], start)
+    return memory
