@@ -100,6 +100,7 @@ def full() -> ConfigDict:
     c = to_config(Recipe(name="minimax_m2", scale="full", model=minimax_m2.FULL))
     c.precision.compute = "bfloat16"
     c.precision.remat = "full"
+    c.precision.overlap = True
     c.mesh.fsdp = 16
     c.mesh.expert = 8
     c.optimizer.name = "muonclip"

@@ -1,4 +1,8 @@
-"""What XLA's TPU compiler is asked for so that a mesh computes while its links are at work."""
+"""What XLA's TPU compiler is asked for so that a mesh computes while its links are at work.
+
+Not for every program: of some shapes, such as attention on v5p with as many key as query heads, the compiler of libtpu
+dies in a check of its own ("BarrierMegacore in primary or secondary region"), and takes the process along.
+"""
 
 from __future__ import annotations
 

@@ -63,6 +63,7 @@ def _update(recipe: Recipe, stage: str, mesh: Mesh) -> Program:
         algorithm=recipe.optimizer,
         router=recipe.router,
         shardings=layout(weights),
+        overlap=recipe.precision.overlap,
     )
     objective, reference = recipe.rl.objective, None
     integers, floats = ("tokens", "targets", "positions", "segment_ids"), ("mask",)
@@ -88,7 +89,7 @@ def _update(recipe: Recipe, stage: str, mesh: Mesh) -> Program:
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where) for name in integers}
     batch |= {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where) for name in floats}
     return Program(
-        make_update(optimizing.optimizer, loss, state, optimizing.after),
+        make_update(optimizing.optimizer, loss, state, optimizing.after, optimizing.overlap),
         (state, batch, _scalar(jnp.int32, mesh)),
         {"weights": (state.weights, state.reference), "optimiser": state.optimizer, "batch": batch},
         gradients=state.weights,

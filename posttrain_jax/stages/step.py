@@ -101,6 +101,7 @@ def make_update(
     loss: Loss,
     state: TrainState,
     after: Callable[[nnx.State, dict[str, Any]], tuple[nnx.State, dict[str, Any]]] = lambda *unchanged: unchanged,
+    overlap: bool = False,
 ) -> Callable[[TrainState, Batch, Int[Array, ""] | int], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """The compiled optimiser step ``update(state, batch, microbatches)``, whose states lie where ``state`` lies.
 
@@ -108,11 +109,14 @@ def make_update(
     gradients are added up before the update. The count is an argument, not a shape, so a fuller or emptier batch
     never compiles again. A step whose loss or gradient is not finite leaves weights and optimiser as they were and is
     counted in the state. ``after`` has the last word on the new weights and on what the metrics tell.
+    With ``overlap`` collectives run inside kernels where there are TPUs (`parallel.overlap`).
     """
     optimizer = optax.with_extra_args_support(optimizer)
     mesh = getattr(jax.tree.leaves(layout(state))[0], "mesh", None)
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=(layout(state), None), compiler_options=compiler_options(mesh))
+    options = compiler_options(mesh) if overlap else {}
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=(layout(state), None), compiler_options=options)
     @placement.on(mesh)
     def update(state: TrainState, batch: Batch, microbatches):
         total = jnp.maximum(batch["mask"].sum(), 1.0)

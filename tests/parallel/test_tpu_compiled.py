@@ -71,7 +71,7 @@ def test_matrices_that_are_fetched_travel_beside_a_kernel():
     arch = minimax_m2.FULL
     mesh = meshes.make_mesh(fsdp=4, expert=2, devices=tpu_compiler.devices("v5p:2x2x2"))
     rows, inward = ("batch", "length", None), ("expert", "embed", "expert_ffn")
-    heads, number, inner, width, top_k = 8, 64, arch.expert_ffn, arch.hidden, arch.experts_per_token
+    number, inner, width, top_k = 64, arch.expert_ffn, arch.hidden, arch.experts_per_token
     shapes = (
         shaped(mesh, (8, 4096, width), rows),
         shaped(mesh, (8, 4096, top_k), rows, jnp.int32),
@@ -79,12 +79,13 @@ def test_matrices_that_are_fetched_travel_beside_a_kernel():
         shaped(mesh, (number, width, inner), inward),
         shaped(mesh, (number, width, inner), inward),
         shaped(mesh, (number, inner, width), ("expert", "expert_ffn", "embed")),
-        shaped(mesh, (8, 4096, heads, 128), (*rows, None)),
+        shaped(mesh, (8, 4096, arch.heads, arch.head_dim), (*rows, None)),
+        shaped(mesh, (8, 4096, arch.kv_heads, arch.head_dim), (*rows, None)),
         shaped(mesh, (8, 4096), rows[:2], jnp.int32),
     )
 
-    def layer(x, chosen, weights, gate, up, down, q, segments):
-        mixed, _ = segment_attention(q, q, q, segments, scale=0.1)
+    def layer(x, chosen, weights, gate, up, down, q, k, segments):
+        mixed, _ = segment_attention(q, k, k, segments, scale=0.1)
         return experts(x + mixed.reshape(*x.shape[:2], -1)[..., :1], chosen, weights, gate, up, down)
 
     run = placement.on(mesh, exchange=placement.Exchange("fetch"))(layer)
