@@ -89,7 +89,7 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["posttrain_jax*", "pallas_kernels*"]),
-    package_data={"": ["assets/*", "*.html", "*.css", "*.js"]},
+    package_data={"": ["assets/*", "*.json", "*.html", "*.css", "*.js"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
 )

@@ -5,7 +5,8 @@
 The backbone is MiniMax-M2's: full softmax attention in every layer and 256 routed experts. MiniMax has not published
 the sizes and rates of M2's own post-training, so the reinforcement learning follows what it documents for MiniMax-M1
 (arXiv 2506.13585): CISPO, AdamW with betas .9/.95 and epsilon 1e-15, overlong penalty, early stop of repetition,
-dynamic sampling and a difficulty curriculum. Learning rates and batch sizes are this project's own choice.
+dynamic sampling and a difficulty curriculum. Learning rates and batch sizes are this project's own choice, and so is
+MuonClip at full scale, which keeps one moment where AdamW keeps two.
 
 scale   model                        hardware
 tiny    0.5 M weights, 3 layers      a laptop: two CPU cores
@@ -95,33 +96,37 @@ def small() -> ConfigDict:
 
 
 def full() -> ConfigDict:
-    """The released architecture on a pod: weights and moments split over every chip, experts over eight."""
+    """The released architecture on a pod, 32,768 tokens a chip: weights come to the tokens, and none are sent."""
     c = to_config(Recipe(name="minimax_m2", scale="full", model=minimax_m2.FULL))
     c.precision.compute = "bfloat16"
     c.precision.remat = "full"
+    c.precision.overlap = True
     c.mesh.fsdp = 16
     c.mesh.expert = 8
+    c.optimizer.name = "muonclip"
+    c.optimizer.newton_schulz_dtype = "bfloat16"
+    c.optimizer.momentum_dtype = "bfloat16"
     c.tasks.max_level = 9
 
     c.sft.steps = 2000
-    c.sft.rows = 256
+    c.sft.rows = 128
     c.sft.microbatch_rows = 128
-    c.sft.length = 8192
+    c.sft.length = 32768
     c.sft.optimizer.learning_rate = 1e-5
     c.sft.optimizer.warmup_steps = 100
 
     c.rollout.slots = 512
     c.rollout.max_prompt = 2048
     c.rollout.sharded = True
-    c.rollout.max_response = 40960  # the shorter of MiniMax-M1's two thinking budgets
+    c.rollout.max_response = 30720
     c.rollout.decode_chunk = 64
-    c.rollout.prefill_batch = 32
+    c.rollout.prefill_batch = 128
 
     c.rl.steps = 1000
     c.rl.prompts = 128
     c.rl.group_size = 16
     c.rl.minibatches = 16
-    c.rl.length = 43008
+    c.rl.length = 32768
     c.rl.microbatch_rows = 128
     c.rl.overlong_buffer = 4096
     c.rl.repetition_window = 3000  # MiniMax-M1 section 3.3: 3,000 tokens in a row above .99

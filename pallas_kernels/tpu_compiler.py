@@ -83,7 +83,7 @@ def read_kernel(line: str) -> Kernel:
     operands = re.search(r"operand_layout_constraints=\{(.*?)\}, \w+=\S", line)
     if head is None or operands is None:
         raise RuntimeError(f"compiled HLO is not as expected: {line[:300]}")
-    number = lambda key: float(found[1]) if (found := re.search(key + r'":"(\d+)"', line)) else 0.0  # noqa: E731
+    number = lambda key: float(found[1]) if (found := re.search(key + r'":"?(\d+)', line)) else 0.0  # noqa: E731
     vmem = re.search(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"', line)
     least = _bytes(head[2]) + _bytes(operands[1])
     return Kernel(head[1], int(vmem[1]) if vmem else 0, number('"flops'), number('"bytes_accessed'), least)

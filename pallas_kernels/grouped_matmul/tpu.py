@@ -100,7 +100,7 @@ def products(
         out_shape=[jax.ShapeDtypeStruct((rows, outer), dtype)] * outputs
         + [jax.ShapeDtypeStruct((rows, outer // columns * LANES), jnp.float32)] * sums,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=sizes["bytes"] + (8 << 20)
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=sizes["limit"]
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * rows * inner * outer * len(rhs),

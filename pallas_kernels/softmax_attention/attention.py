@@ -5,7 +5,8 @@ With s_ij = scale · q_i·k_j over the keys j ≤ i of the segment of i, and p_i
     o_i = Σ_j p_ij v_j        δ_i = g_i·o_i        ds_ij = p_ij (g_i·v_j - δ_i)
     dv_j = Σ_i p_ij g_i       dq_i = scale Σ_j ds_ij k_j       dk_j = scale Σ_i ds_ij q_i
 
-(FlashAttention-2, arXiv 2307.08691), so beside arguments and output only L is kept of the forward pass.
+(FlashAttention-2, arXiv 2307.08691), so beside arguments and output only L is kept of the forward pass. `KEPT` is the
+name of output and L for `jax.checkpoint`: a policy that saves it never runs a forward pass twice.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.backends import choose
@@ -21,6 +23,7 @@ from pallas_kernels.softmax_attention import tpu, xla
 from pallas_kernels.softmax_attention.reference import softmax_attention_definition
 
 KERNELS = {"tpu": tpu}
+KEPT = "softmax_attention"
 
 
 def softmax_attention(
@@ -62,7 +65,8 @@ def softmax_attention(
     backend = choose("softmax_attention", backend, {**why_not, "definition": None})
     if backend not in KERNELS:
         form = xla.attend if backend == "xla" else softmax_attention_definition
-        return form(q, k, v, segment_ids, kv_segment_ids, query_start, scale=scale)
+        out, peaks = form(q, k, v, segment_ids, kv_segment_ids, query_start, scale=scale)
+        return checkpoint_name(out, KEPT), peaks
     return _attention(q, k, v, segment_ids, kv_segment_ids, jnp.int32(query_start), scale, backend)
 
 
@@ -74,6 +78,7 @@ def _attention(q, k, v, segment_ids, kv_segment_ids, query_start, scale, backend
 def _forward(q, k, v, segment_ids, kv_segment_ids, query_start, scale, backend):
     where = segment_ids, kv_segment_ids, query_start
     out, logsumexp, peaks = KERNELS[backend].forward(q, k, v, *where, scale=scale)
+    out, logsumexp = checkpoint_name(out, KEPT), checkpoint_name(logsumexp, KEPT)
     return (out, peaks), (q, k, v, *where, out, logsumexp)
 
 

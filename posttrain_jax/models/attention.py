@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -81,9 +82,7 @@ class GroupedQueryAttention(nnx.Module):
         """
 
         def attend(q, k, v, positions, keys, values):
-            row = jnp.arange(len(q))[:, None]
-            keys = keys.at[row, :, :, positions].set(k)
-            values = values.at[row, :, positions].set(v)
+            keys, values = _joined(keys, k, positions, 3), _joined(values, v, positions, 2)
             return cached_attention(q, keys, values, positions, scale=score_scale(self.arch)), keys, values
 
         own, shared = head_axes(self.arch.heads, self.arch.kv_heads)
@@ -112,3 +111,23 @@ class GroupedQueryAttention(nnx.Module):
 
     def _out(self, mixed):
         return linear(mixed.reshape(*mixed.shape[:2], -1), self.o)
+
+
+FEW_ROWS = 16  # of a device, up to which a new entry is written row after row
+
+
+def _joined(memory, new, positions, axis):
+    """A cache whose rows take in new entries ``[batch, new, heads, dim]`` at their positions, which lie along ``axis``.
+
+    One entry in each of few rows is written in place, row after row: for a scatter XLA's TPU compiler lays the whole
+    cache out anew.
+    """
+    if new.shape[1] > 1 or len(new) > FEW_ROWS:
+        row = jnp.arange(len(new))[:, None]
+        return memory.at[row, :, :, positions].set(new) if axis == 3 else memory.at[row, :, positions].set(new)
+    entries = jnp.moveaxis(new, 1, axis).astype(memory.dtype)
+    for row in range(len(new)):
+        start = [row, 0, 0, 0]
+        start[axis] = positions[row, 0]
+        memory = jax.lax.dynamic_update_slice(memory, entries[row : row + 1], start)
+    return memory

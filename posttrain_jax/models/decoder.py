@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.softmax_attention import KEPT
 from posttrain_jax.models.architecture import Architecture
 from posttrain_jax.models.layer import ATTENDED, Layer, Seen
 from posttrain_jax.models.mtp import NextToken
@@ -26,7 +27,7 @@ Cache = tuple[Any, ...]
 REMAT: dict[str, Any] = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "save_attention": jax.checkpoint_policies.save_only_these_names(ATTENDED),
+    "save_attention": jax.checkpoint_policies.save_only_these_names(ATTENDED, KEPT),
     "save_dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 _ACTIVATIONS = ("batch", "length", None)

@@ -19,7 +19,7 @@ from posttrain_jax.models.moe import MixtureOfExperts, Routing
 from posttrain_jax.models.parts import constant, rms_norm
 from posttrain_jax.models.rope import Rotation
 
-ATTENDED = "attended"  # what leaves a layer's attention, by name for `jax.checkpoint`
+ATTENDED = "attended"  # what leaves a layer's lightning attention, by name for `jax.checkpoint`
 
 
 class Seen(NamedTuple):
@@ -83,7 +83,7 @@ class Layer(nnx.Module):
         alpha, beta = (arch.lightning_alpha, arch.lightning_beta) if lightning else (arch.full_alpha, arch.full_beta)
         normed = rms_norm(x, self.attention_norm[...], arch.norm_eps)
         mixed, kept = attend(normed)
-        mixed = checkpoint_name(mixed, ATTENDED)
+        mixed = checkpoint_name(mixed, ATTENDED) if lightning else mixed  # softmax attention names its own
         x = alpha * normed + beta * mixed if arch.post_norm else x + mixed
         normed = rms_norm(x, self.ffn_norm[...], arch.norm_eps)
         mixed, routing = self.ffn(normed) if isinstance(self.ffn, MixtureOfExperts) else (self.ffn(normed), None)

@@ -15,7 +15,8 @@ def embed(
     """table[tokens].
 
     A device holds some columns of the table. It looks them up for the tokens of all devices that hold the others, and
-    an all-to-all brings each device the whole rows of its own tokens: a table of gigabytes stays where it is.
+    an all-to-all brings each device the whole rows of its own tokens: a table of gigabytes stays where it is. Where
+    there are more tokens than the table has rows, the table is less to send, and is gathered.
     """
     place = current()
     if place is None:
@@ -25,6 +26,16 @@ def embed(
     held, rows, lengths = along(lying, 1), along(part, 0), along(part, 1)
     if not set(held) <= set(rows + lengths):
         return table[tokens]
+
+    if tokens.size > len(table) and not along(lying, 0):
+        fetched = jax.shard_map(
+            lambda table, tokens: whole(table, held, 1)[tokens],
+            mesh=place.mesh,
+            in_specs=(lying, part),
+            out_specs=part,
+            check_vma=False,
+        )
+        return fetched(table, tokens)
 
     def local(table, tokens):
         shape, words = tokens.shape, along(lying, 0)

@@ -1,12 +1,14 @@
-"""Routed experts on a mesh: an expert's matrices lie on one device of each "expert" group, and tokens come to them.
+"""Routed experts on a mesh: an "expert" group of devices has all matrices, each some.
 
-Two forms of one function, both dropless:
+Three forms of one function, all dropless:
 
 * "gather": every device of a group takes in the tokens of all, runs its own experts, and a reduce-scatter adds the
   parts up. For few tokens, such as a step of decoding, and where devices cannot exchange ragged arrays.
 * "ragged": a token goes only where its experts are, in rounds of bounded memory (`rounds`).
+* "fetch": tokens stay, and every device takes in all matrices, as FSDP has it. For many tokens: matrices do not wait
+  for what came before, so they can travel while the layer's attention runs, and lopsided routing costs nothing.
 
-Inside an expert the inner width lies over "tensor"; what "fsdp" and "context" split of a matrix is gathered.
+Inside an expert the inner width lies over "tensor". What other axes part, whole matrices as a rule, is gathered.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from posttrain_jax.parallel.placement import along, current, summed, whole
 from posttrain_jax.parallel.rounds import exchanged_experts
 
 FEW_TOKENS = 4096  # of a group, up to which a gather costs less than rounds of an exchange
+MANY_SLOTS = 512  # of a device for each expert, from which matrices are less to send than tokens, on a torus
 
 
 def experts(
@@ -38,14 +41,20 @@ def experts(
     tokens = place.spec(("batch", "length"), x.shape[:2])
     inward = place.spec(("expert", "embed", "expert_ffn"), gate.shape)
     outward = place.spec(("expert", "expert_ffn", "embed"), down.shape)
-    over, inner = along(inward, 0), along(inward, 2)
+    stored, inner = along(inward, 0), along(inward, 2)
     split = along(tokens, 0) + along(tokens, 1)
+    over = tuple(a for a in stored if a in place.rules["routed"])
+    slots = chosen.size // place.size(split)
+    fetch = set(over) <= set(split) and _fetched(place.exchange.form, slots, gate.shape[0])
+    over = () if fetch else over
     shared, apart = tuple(a for a in over if a in split), tuple(a for a in over if a not in split)
+    fetched = tuple(a for a in stored if a not in over)
+    sizes = tuple(place.mesh.shape[a] for a in fetched)
 
     def local(x, chosen, weights, gate, up, down):
-        flat = _flat(x), _flat(chosen), _flat(weights)
-        gate, up = (whole(w, along(inward, 1), 1) for w in (gate, up))
-        down = whole(down, along(outward, 2), 2)
+        flat = _flat(x), _turned(_flat(chosen), sizes, gate.shape[0]), _flat(weights)
+        gate, up = (whole(whole(w, along(inward, 1), 1), fetched[::-1], 0) for w in (gate, up))
+        down = whole(whole(down, along(outward, 2), 2), fetched[::-1], 0)
         if not over:
             y = expert_ffn(*flat, gate, up, down)
         elif _ragged(place.exchange.form, len(flat[0]) * place.size(over)) and over == shared and len(over) == 1:
@@ -70,6 +79,28 @@ def _flat(x):
 
 def _ragged(form, tokens):
     return form == "ragged" if form else tokens > FEW_TOKENS and device_form() == "tpu"
+
+
+def _fetched(form, slots, experts):
+    return form == "fetch" if form else slots >= MANY_SLOTS * experts and device_form() == "tpu"
+
+
+def _turned(chosen, sizes, own):
+    """Choices, renumbered for matrices that were gathered over axes of these sizes, the outermost first.
+
+    An expert's number has a digit for each axis, then one below ``own``; gathered in this order, so that the most goes
+    over the last axis, the outermost digit comes to lie innermost.
+    """
+    if len(sizes) < 2:
+        return chosen
+    blocks, digits = chosen // own, []
+    for size in reversed(sizes):
+        digits.append(blocks % size)
+        blocks = blocks // size
+    place = blocks  # what is left belongs to axes that are not gathered
+    for size, digit in zip(reversed(sizes), digits, strict=True):
+        place = place * size + digit
+    return place * own + chosen % own
 
 
 def _gathered_experts(tokens, chosen, weights, gate, up, down, over, shared, apart):

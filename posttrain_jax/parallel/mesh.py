@@ -21,11 +21,13 @@ MESH_AXES = ("data", "fsdp", "expert", "tensor", "context")
 Rules = Mapping[str, tuple[str, ...]]
 
 # Training: whatever is not split for its own sake is split over every device that shares the batch or the length.
+# "routed" names no axis of an array: over those mesh axes tokens may travel to experts; what else parts them is FSDP's.
 TRAIN: Rules = {
     "batch": ("data", "fsdp", "expert"),
     "length": ("context",),
     "layers": (),
-    "expert": ("expert",),
+    "expert": ("expert", "fsdp", "context"),
+    "routed": ("expert",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "ffn": ("tensor",),
@@ -36,7 +38,8 @@ TRAIN: Rules = {
 }
 
 # Decoding: a token meets every weight, so none is gathered. Experts lie apart as far as they go, the rest in copies.
-SAMPLE: Rules = {**TRAIN, "length": (), "embed": (), "expert": ("expert", "fsdp", "context", "data")}
+APART = ("expert", "fsdp", "context", "data")
+SAMPLE: Rules = {**TRAIN, "length": (), "embed": (), "expert": APART, "routed": APART}
 
 
 def make_mesh(

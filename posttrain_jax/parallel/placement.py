@@ -32,7 +32,7 @@ class Exchange:
     """How tokens reach experts on other devices (`experts`).
 
     Attributes:
-      form: "ragged" or "gather"; None chooses.
+      form: "ragged", "gather" or "fetch"; None chooses.
       quota: rows that one device may send another at a time, as a multiple of what even routing would send.
       most_rows: rows that a device takes in at a time, from all others together.
     """

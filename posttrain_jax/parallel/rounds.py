@@ -41,9 +41,18 @@ def exchanged_experts(
     Memory is that of ``quota`` times the device's own slots, or of ``exchange.most_rows`` if that is less.
     """
     devices = jax.lax.axis_size(axis_name)
-    rows = min(exchange.quota * chosen.size, exchange.most_rows)
+    rows = _most_rows(chosen.size, exchange)
     arrays = tokens, chosen, weights, gate, up, down
     return cast(Array, _exchanged(*arrays, axis_name, int(np.ceil(rows / devices))))
+
+
+def even_rounds(slots: int, exchange: Exchange) -> int:
+    """How many rounds there are if every device has so many slots, and as many for each receiver."""
+    return int(np.ceil(slots / _most_rows(slots, exchange)))
+
+
+def _most_rows(slots, exchange):
+    return min(exchange.quota * slots, exchange.most_rows)
 
 
 class _Plan(NamedTuple):

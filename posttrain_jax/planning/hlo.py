@@ -120,7 +120,7 @@ def read(text: str) -> Module:
       ValueError: it is no HLO with an entry.
     """
     computations, entry, body, name = {}, None, None, ""
-    for line in text.splitlines():
+    for line in _lines(text):
         if body is None:
             if line.endswith("{") and (found := re.match(r"(ENTRY )?%?([\w.\-]+) \(", line)):
                 body, name = [], found[2]
@@ -132,6 +132,19 @@ def read(text: str) -> Module:
     if entry is None:
         raise ValueError("the text has no ENTRY computation")
     return Module(computations, computations[entry])
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines of the text; of an instruction's, whose configuration may go over several, one."""
+    whole = ""
+    for line in text.splitlines():
+        if whole.startswith("  ") and line != "}" and not line.startswith("  "):
+            whole += line
+            continue
+        if whole:
+            yield whole
+        whole = line
+    yield whole
 
 
 def _instruction(line: str) -> Instruction | None:

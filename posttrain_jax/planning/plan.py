@@ -19,7 +19,7 @@ from posttrain_jax.run.recipe import Recipe
 from posttrain_jax.run.validate import nearest
 
 ASSUMED = (
-    "loops whose turns depend on data: the outermost as often as the recipe says, others once",
+    "loops whose turns depend on data: the outermost as the recipe says, exchanges with experts as even routing does",
     "every response as long as allowed, rows full, one round of sampling",
     "instructions at the compiler's estimated cycles, kernels and the rest at peak or bandwidth, links at theirs",
 )

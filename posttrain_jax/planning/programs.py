@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 
 from posttrain_jax.models.decoder import abstract
 from posttrain_jax.parallel import mesh as meshes
+from posttrain_jax.parallel.placement import Exchange
+from posttrain_jax.parallel.rounds import even_rounds
 from posttrain_jax.planning.work import DECODE, RL, SFT
 from posttrain_jax.run.recipe import Recipe
 from posttrain_jax.stages import policy, sft
@@ -32,6 +34,7 @@ class Program:
       parts: arguments by what they are ("weights", "optimiser", "cache", "batch"), for the account of memory.
       gradients: trees as large as the gradients it adds up.
       turns: of its outermost loop, whose number is an argument.
+      rounds: turns of the loops inside whose number depends on data: exchanges with experts, were routing even.
     """
 
     run: Callable[..., Any]
@@ -39,6 +42,7 @@ class Program:
     parts: dict[str, Any]
     gradients: Any = None
     turns: int = 1
+    rounds: int = 1
 
 
 def build(recipe: Recipe, name: str, mesh: Mesh) -> Program:
@@ -59,6 +63,7 @@ def _update(recipe: Recipe, stage: str, mesh: Mesh) -> Program:
         algorithm=recipe.optimizer,
         router=recipe.router,
         shardings=layout(weights),
+        overlap=recipe.precision.overlap,
     )
     objective, reference = recipe.rl.objective, None
     integers, floats = ("tokens", "targets", "positions", "segment_ids"), ("mask",)
@@ -84,12 +89,21 @@ def _update(recipe: Recipe, stage: str, mesh: Mesh) -> Program:
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where) for name in integers}
     batch |= {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where) for name in floats}
     return Program(
-        make_update(optimizing.optimizer, loss, state, optimizing.after),
+        make_update(optimizing.optimizer, loss, state, optimizing.after, optimizing.overlap),
         (state, batch, _scalar(jnp.int32, mesh)),
         {"weights": (state.weights, state.reference), "optimiser": state.optimizer, "batch": batch},
         gradients=state.weights,
         turns=turns,
+        rounds=_rounds(recipe, mesh, settings.microbatch_rows * settings.length),
     )
+
+
+def _rounds(recipe: Recipe, mesh: Mesh, tokens: int) -> int:
+    """Of an exchange of so many tokens with experts over the axis "expert"."""
+    if mesh.shape["expert"] == 1:
+        return 1
+    own = tokens // (mesh.size // mesh.shape["tensor"])
+    return even_rounds(own * recipe.model.experts_per_token, Exchange())
 
 
 def _engine(recipe: Recipe, name: str, mesh: Mesh) -> Program:

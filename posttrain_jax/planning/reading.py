@@ -74,7 +74,7 @@ def read_program(recipe: Recipe, part: Slice, name: str, keep: Path | None = Non
     if keep:
         keep.write_text(text)
     layout = Layout(dict(mesh.shape), part, np.array([d.coords[: len(part.shape)] for d in mesh.devices.flatten()]))
-    totals = Walk(hlo.read(text), layout, program.turns).whole()
+    totals = Walk(hlo.read(text), layout, program.turns, program.rounds).whole()
     told = {name: float(value) for name, value in vars(totals).items() if isinstance(value, int | float)}
     rows = [
         {"kind": kind, "axes": describe(axes), "times": times, "bytes": moved, "seconds": seconds}

@@ -38,7 +38,7 @@ class Totals:
       cycles: the compiler's estimates.
       collectives: (kind, axes) -> [times, bytes, seconds on the links].
       sources: seconds of the core beyond its FLOPs at the peak, by place in the program.
-      assumed: loops whose turns depend on data and were taken as one.
+      assumed: loops inside others whose turns depend on data, and were assumed.
     """
 
     seconds: float = 0.0
@@ -105,9 +105,9 @@ class Clock:
 class Walk:
     """Walks the computations of one module, each once."""
 
-    def __init__(self, module: Module, layout: Layout, turns: int = 1, chip: Chip | None = None):
-        """``turns`` is what the outermost loop that depends on data takes; ``chip`` stands in for the slice's."""
-        self.module, self.layout, self.turns = module, layout, turns
+    def __init__(self, module: Module, layout: Layout, turns: int = 1, rounds: int = 1, chip: Chip | None = None):
+        """Of loops whose turns depend on data the outermost takes ``turns``, others ``rounds``; ``chip`` stands in."""
+        self.module, self.layout, self.turns, self.rounds = module, layout, turns, rounds
         self.chip = chip or layout.part.chip
         self._kept: dict[tuple[str, bool], Totals] = {}
         self._inside = functools.cache(self._exchanges)
@@ -151,7 +151,7 @@ class Walk:
         turns = hlo.trip_count(self.module, computation, one)
         body = self._walk(self.module.computations[one.attribute("body") or ""], outermost and turns is not None)
         if turns is None:
-            turns = self.turns if outermost else 1
+            turns = self.turns if outermost else self.rounds
             total.assumed += not outermost
         total.add(body, turns)
         return turns * body.seconds
@@ -208,11 +208,14 @@ class Walk:
         cycles = one.number("estimated_cycles")
         flops, moved = (count(self.module, computation, one) for count in (product_flops, traffic))
         seconds = cycles / self.chip.clock
-        if one.opcode == "custom-call" and '"tpu_custom_call"' in one.attributes:
-            kernel = read_kernel(f"%{one.name} = {one.shape} {one.opcode}({one.inside}){one.attributes}")
+        call = self._kernel(one)
+        if call is not None:
+            kernel = read_kernel(f"%{call.name} = {call.shape} {call.opcode}({call.inside}){call.attributes}")
             flops, moved = kernel.flops, kernel.moved_bytes or kernel.least_bytes
             seconds = max(flops / self.chip.peak, moved / self.chip.hbm_bandwidth)
             total.kernel += seconds
+        elif not cycles and any(begins or ends for _, begins, ends in self._collectives(one)):
+            moved = 0.0  # only names what is under way
         elif not cycles and collectives.kind_of(one) is None and one.opcode not in ("async-start", "async-done"):
             seconds = max(flops / self.chip.peak, moved / self.chip.hbm_bandwidth)
         total.flops += flops
@@ -221,3 +224,11 @@ class Walk:
         total.core += seconds
         total.sources[one.source] += max(seconds - flops / self.chip.peak, 0.0)
         return seconds
+
+    def _kernel(self, one: Instruction) -> Instruction | None:
+        """The call of a kernel that an instruction is, or is fused with an exchange under way."""
+        inside = (
+            [i for called in self.module.called(one) for i in called.instructions] if one.opcode == "fusion" else [one]
+        )
+        kernels = (i for i in inside if i.opcode == "custom-call" and '"tpu_custom_call"' in i.attributes)
+        return next(kernels, None)

@@ -26,6 +26,9 @@ class Precision:
         "what the backward pass computes again: nothing, all of each layer, all but its attention or matrix products",
         choices=("none", "full", "save_attention", "save_dots"),
     )
+    overlap: bool = setting(
+        False, "TPU: collectives run inside kernels; of some shapes XLA's compiler dies of it: plan first"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

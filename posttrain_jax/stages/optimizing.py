@@ -33,12 +33,14 @@ class Optimizing:
       schedule: its learning rate at each update.
       watch: what a loss has to look at for it.
       threshold: QK-Clip's τ, for the metrics.
+      overlap: whether an update's collectives run inside its kernels (`parallel.overlap`).
     """
 
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     watch: Watch
     threshold: float
+    overlap: bool = False
 
     def after(self, weights: nnx.State, metrics: dict[str, Any]) -> tuple[nnx.State, dict[str, Any]]:
         """After an update: selection biases are steered, and the metrics told in single numbers."""
@@ -62,6 +64,7 @@ def make_optimizing(
     algorithm: Optimizer = ADAMW,
     router: Router = NOTHING.router,
     shardings: Any = None,
+    overlap: bool = False,
 ) -> Optimizing:
     """The optimizer of a stage of ``updates`` updates.
 
@@ -72,6 +75,7 @@ def make_optimizing(
       algorithm: the run's.
       router: what training does to routers; frozen ones stay as they are.
       shardings: where the weights lie, for Muon to deal its matrices out.
+      overlap: handed on.
     """
     path = schedule(
         pace.schedule,
@@ -109,4 +113,4 @@ def make_optimizing(
         optimizer = optax.chain(optimizer, qk_clip(algorithm.qk_clip_threshold, head_columns(arch)))
     if algorithm.master_weights:
         optimizer = with_masters(optimizer)
-    return Optimizing(optimizer, path, Watch(router, clipping), algorithm.qk_clip_threshold)
+    return Optimizing(optimizer, path, Watch(router, clipping), algorithm.qk_clip_threshold, overlap)

@@ -144,7 +144,13 @@ class Run:
             pace, updates = recipe.rl.optimizer, recipe.rl.steps * recipe.rl.minibatches
         where = layout(self.abstract_weights)
         return make_optimizing(
-            pace, updates, recipe.model, algorithm=recipe.optimizer, router=recipe.router, shardings=where
+            pace,
+            updates,
+            recipe.model,
+            algorithm=recipe.optimizer,
+            router=recipe.router,
+            shardings=where,
+            overlap=recipe.precision.overlap,
         )
 
     def _parts(self, stage: str, weights: Any = None) -> tuple:

@@ -53,7 +53,8 @@ def train(
     SFT data (all in the cursor) that fixes everything it does. The metric ``mismatch`` is the mean
     |log π_trainer - log π_sampler| before the first update: what the two implementations of one model disagree by.
     """
-    update = make_update(optimizing.optimizer, make_loss(graph, settings, optimizing.watch), state, optimizing.after)
+    loss = make_loss(graph, settings, optimizing.watch)
+    update = make_update(optimizing.optimizer, loss, state, optimizing.after, optimizing.overlap)
     hindsight = make_hindsight(graph, settings, mesh)
     prepare = Preparation(settings, engine.limits.positions, engine.limits.max_response, mesh)
     for number in range(start + 1, settings.steps + 1):

@@ -57,7 +57,7 @@ def train(
     ``batches`` yields ``[rows, length]`` arrays and knows its own position: ``batches.state()`` is part of the cursor.
     """
     loss = make_loss(graph, settings.mtp_weight, optimizing.watch)
-    update = make_update(optimizing.optimizer, loss, state, optimizing.after)
+    update = make_update(optimizing.optimizer, loss, state, optimizing.after, optimizing.overlap)
     count = settings.rows // settings.microbatch_rows
     for number in range(start + 1, settings.steps + 1):
         rows = next(batches)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from posttrain_jax.parallel import mesh as meshes
 from posttrain_jax.parallel import placement
+from posttrain_jax.parallel.overlap import compiler_options
 
 Batch = dict[str, Array]
 MAX_LOGITS = "max_logits"  # a loss's metric for QK-Clip: the largest of all microbatches counts, not the sum
@@ -100,6 +101,7 @@ def make_update(
     loss: Loss,
     state: TrainState,
     after: Callable[[nnx.State, dict[str, Any]], tuple[nnx.State, dict[str, Any]]] = lambda *unchanged: unchanged,
+    overlap: bool = False,
 ) -> Callable[[TrainState, Batch, Int[Array, ""] | int], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """The compiled optimiser step ``update(state, batch, microbatches)``, whose states lie where ``state`` lies.
 
@@ -107,11 +109,14 @@ def make_update(
     gradients are added up before the update. The count is an argument, not a shape, so a fuller or emptier batch
     never compiles again. A step whose loss or gradient is not finite leaves weights and optimiser as they were and is
     counted in the state. ``after`` has the last word on the new weights and on what the metrics tell.
+    With ``overlap`` collectives run inside kernels where there are TPUs (`parallel.overlap`).
     """
     optimizer = optax.with_extra_args_support(optimizer)
     mesh = getattr(jax.tree.leaves(layout(state))[0], "mesh", None)
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=(layout(state), None))
+    options = compiler_options(mesh) if overlap else {}
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=(layout(state), None), compiler_options=options)
     @placement.on(mesh)
     def update(state: TrainState, batch: Batch, microbatches):
         total = jnp.maximum(batch["mask"].sum(), 1.0)

@@ -15,9 +15,15 @@ ROWS, LENGTH, HIDDEN, FFN, EXPERTS, TOP_K = 8, 6, 16, 8, 16, 2
 MESHES = {
     "expert": dict(data=1, expert=8),
     "fsdp expert": dict(data=1, fsdp=2, expert=4),
+    "fsdp expert context": dict(data=1, fsdp=2, expert=2, context=2),
     "expert tensor context": dict(data=1, expert=2, tensor=2, context=2),
 }
-FORMS = {"gather": Exchange("gather"), "one round": Exchange("ragged", 8.0), "rounds of 3": Exchange("ragged", 8.0, 24)}
+FORMS = {
+    "gather": Exchange("gather"),
+    "one round": Exchange("ragged", 8.0),
+    "rounds of 3": Exchange("ragged", 8.0, 24),
+    "fetch": Exchange("fetch"),
+}
 
 
 def arrays(routing):
@@ -37,7 +43,7 @@ def flat(x):
     return x.reshape(-1, x.shape[-1])
 
 
-QUICK = ("gather random", "one round random", "rounds of 3 one expert")
+QUICK = ("gather random", "fetch random", "one round random", "rounds of 3 one expert")
 CASES = [
     pytest.param(name, form, routing, marks=() if f"{form} {routing}" in QUICK else pytest.mark.slow)
     for name in MESHES

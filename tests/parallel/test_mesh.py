@@ -166,7 +166,7 @@ def test_a_mesh_axis_splits_one_axis_the_first_that_asks():
     mesh = meshes.make_mesh(fsdp=2, expert=2, context=2)
     assert meshes.spec(("embed", "heads"), (16, 16), mesh) == P(("fsdp", "expert", "context"))
     assert meshes.spec(("layers", "expert", "embed", "expert_ffn"), (3, 4, 8, 8), mesh) == P(
-        None, "expert", ("fsdp", "context")
+        None, ("expert", "fsdp"), "context"
     )
     names = ("expert", "embed", "expert_ffn")
     assert meshes.spec(names, (8, 8, 8), mesh, meshes.SAMPLE) == P(("expert", "fsdp", "context"))

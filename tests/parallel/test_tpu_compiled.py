@@ -11,7 +11,10 @@ from pallas_kernels import tiles, tpu_compiler
 from posttrain_jax.models import minimax_m2
 from posttrain_jax.parallel import mesh as meshes
 from posttrain_jax.parallel import placement
+from posttrain_jax.parallel.attention import segment_attention
 from posttrain_jax.parallel.experts import experts
+from posttrain_jax.parallel.overlap import compiler_options
+from posttrain_jax.planning import hlo
 
 pytestmark = pytest.mark.skipif(
     not (importlib.util.find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH")),
@@ -50,3 +53,45 @@ def test_experts_of_m2_are_exchanged_in_rounds():
     assert "tpu_custom_call" in text
     matrices, slots = 3 * number // 4 * width * inner * 2, 4096 * top_k * width * 2
     assert memory.temp_size_in_bytes < matrices + 8 * slots
+
+
+def test_matrices_that_are_fetched_travel_beside_a_kernel():
+    """Gathers stay gathers, and one of them runs inside the call of the attention's kernel, which does not need it."""
+    arch = minimax_m2.FULL
+    mesh = meshes.make_mesh(fsdp=4, expert=2, devices=tpu_compiler.devices("v5p:2x2x2"))
+    rows, inward = ("batch", "length", None), ("expert", "embed", "expert_ffn")
+    number, inner, width, top_k = 64, arch.expert_ffn, arch.hidden, arch.experts_per_token
+    shapes = (
+        shaped(mesh, (8, 4096, width), rows),
+        shaped(mesh, (8, 4096, top_k), rows, jnp.int32),
+        shaped(mesh, (8, 4096, top_k), rows),
+        shaped(mesh, (number, width, inner), inward),
+        shaped(mesh, (number, width, inner), inward),
+        shaped(mesh, (number, inner, width), ("expert", "expert_ffn", "embed")),
+        shaped(mesh, (8, 4096, arch.heads, arch.head_dim), (*rows, None)),
+        shaped(mesh, (8, 4096, arch.kv_heads, arch.head_dim), (*rows, None)),
+        shaped(mesh, (8, 4096), rows[:2], jnp.int32),
+    )
+
+    def layer(x, chosen, weights, gate, up, down, q, k, segments):
+        mixed, _ = segment_attention(q, k, k, segments, scale=0.1)
+        return experts(x + mixed.reshape(*x.shape[:2], -1)[..., :1], chosen, weights, gate, up, down)
+
+    run = placement.on(mesh, exchange=placement.Exchange("fetch"))(layer)
+    with tiles.compiling_for("v5p"), tpu_compiler.uncached():
+        traced = jax.jit(run, compiler_options=compiler_options(mesh)).trace(*shapes)
+        text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
+    module = hlo.read(text)
+    assert "all-to-all(" not in text
+    assert not [
+        i
+        for c in module.computations.values()
+        for i in c.instructions
+        if i.opcode == "all-reduce" and "bf16" in i.shape
+    ]
+    kinds = [
+        {i.opcode for i in c.instructions if i.opcode == "all-gather" or '"tpu_custom_call"' in i.attributes}
+        for c in module.computations.values()
+        if c is not module.entry
+    ]
+    assert {"all-gather", "custom-call"} in kinds

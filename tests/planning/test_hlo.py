@@ -173,3 +173,25 @@ def test_a_plain_product():
     assert product(line, "f32[5,3]{1,0}", "f32[3,7]{1,0}") == 2 * 5 * 3 * 7
     line = "f32[5,7]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
     assert product(line, "f32[5,3]{1,0}", "f32[3,7]{1,0}") == 2 * 5 * 3 * 7
+
+
+def test_an_instruction_whose_configuration_goes_over_several_lines_is_one():
+    text = """HloModule m
+
+%inside (p: f32[2]) -> f32[2] {
+  %p = f32[2]{0} parameter(0)
+  ROOT %kernel = f32[2]{0} custom-call(%p), custom_call_target="tpu_custom_call", backend_config={"cost_estimate": {
+"bytes_accessed":16,
+"flops":64
+}, "serialization_format": 1}
+}
+
+ENTRY %main (x: f32[2]) -> f32[2] {
+  %x = f32[2]{0} parameter(0)
+  ROOT %done = f32[2]{0} fusion(%x), kind=kCustom, calls=%inside
+}
+"""
+    module = hlo.read(text)
+    kernel = module.computations["inside"].root
+    assert kernel.name == "kernel" and '"flops":64' in kernel.attributes
+    assert [one.name for one in module.entry.instructions] == ["x", "done"]
