@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor as Threads
@@ -21,19 +20,9 @@ from posttrain_jax.models.decoder import Decoder, abstract, unstack
 from posttrain_jax.parallel import exchange, placement
 from posttrain_jax.parallel import mesh as meshes
 from posttrain_jax.rollout import decode, speculative
+from posttrain_jax.rollout.request import Completion
 
 FINISH = {decode.STOPPED: "stop", decode.AT_LIMIT: "length", decode.REPEATING: "repetition"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """One sampled response: its tokens with their log-probabilities, stop token included; drafts made and kept."""
-
-    tokens: np.ndarray
-    logprobs: np.ndarray
-    finish: str
-    drafted: int = 0
-    kept: int = 0
 
 
 class Engine:

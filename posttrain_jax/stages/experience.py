@@ -17,7 +17,8 @@ from posttrain_jax.errors import UserError
 from posttrain_jax.parallel import exchange
 from posttrain_jax.rewards.shaping import length_rewards, overlong_penalty
 from posttrain_jax.rewards.verifier import Verdict, verify
-from posttrain_jax.rollout.engine import Completion, Engine
+from posttrain_jax.rollout.engine import Engine
+from posttrain_jax.rollout.request import Completion
 from posttrain_jax.run.recipe import RL, Tasks
 
 HOPELESS = 1000  # prompts in a row that are too long before no prompt is taken to fit

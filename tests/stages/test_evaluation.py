@@ -10,7 +10,7 @@ import pytest
 from posttrain_jax import chat as chats
 from posttrain_jax.chat import tokenizer as tokenizers
 from posttrain_jax.data import tasks
-from posttrain_jax.rollout.engine import Completion
+from posttrain_jax.rollout.request import Completion
 from posttrain_jax.stages.evaluation import evaluate, pass_at
 from posttrain_jax.stages.experience import prompt_tokens
 

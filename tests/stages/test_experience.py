@@ -12,7 +12,7 @@ from posttrain_jax.chat import tokenizer as tokenizers
 from posttrain_jax.data import tasks
 from posttrain_jax.data.curriculum import Curriculum
 from posttrain_jax.errors import UserError
-from posttrain_jax.rollout.engine import Completion
+from posttrain_jax.rollout.request import Completion
 from posttrain_jax.run.recipe import RL, Tasks
 from posttrain_jax.stages.experience import answered, collect, prompt_tokens, sample, statistics
 

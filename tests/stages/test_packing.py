@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain_jax.rollout.engine import Completion
+from posttrain_jax.rollout.request import Completion
 from posttrain_jax.run.recipe import RL
 from posttrain_jax.stages.experience import Trajectory
 from posttrain_jax.stages.packing import capacity, pack

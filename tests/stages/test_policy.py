@@ -12,7 +12,7 @@ from pallas_kernels import token_logprobs
 from posttrain_jax.models.decoder import Decoder
 from posttrain_jax.objectives.kl import kl_estimate
 from posttrain_jax.parallel.mesh import make_mesh
-from posttrain_jax.rollout.engine import Completion
+from posttrain_jax.rollout.request import Completion
 from posttrain_jax.run.recipe import OBJECTIVES, RL, Objective, Sampling
 from posttrain_jax.stages.critic import split_critic, with_critic
 from posttrain_jax.stages.experience import Trajectory
