@@ -1,7 +1,7 @@
 """Grouped products in plain jnp, for groups padded to whole blocks of rows.
 
-Small matrices: one batched product, with a copy of its matrix for each block. Large ones, whose copies would cost more
-than their products: a loop over the groups, with one copy for all blocks of a group.
+A loop over the groups cuts each group's rows into chunks, large ones first: one matrix product a chunk, whose size the
+compiler knows. No matrix is copied but once for its group, and rows past a group are never touched.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.grouped_matmul.quantized import Quantized
+
+CHUNKS = (4, 1)  # blocks in a chunk: more sizes take longer to compile (benchmarks/results/kernels_cpu.json)
 
 
 def products(
@@ -33,59 +35,29 @@ def products(
     multiple of ``block``. ``finish=None``: the sum of all products.
     """
     dtype = lhs[0].dtype
-    rhs = [x.dequantized(dtype) if isinstance(x, Quantized) else x for x in rhs]
+    matrices = [x.dequantized(dtype) if isinstance(x, Quantized) else x for x in rhs]
     if len(lhs[0]) % block:
         raise ValueError(f"the blocked lowering needs rows={len(lhs[0])} to be a multiple of block={block}")
-    done: Any = finish or (lambda *found: [sum(found)])
-    way = _batched if rhs[0][0].size <= FEW_ENTRIES else _looped
+    dims = (((1,), (1 if transposed else 0,)), ((), ()))
 
-    def end(*x):
-        found = list(done(*x))
+    def chunk(start, size, own):
+        rows, others = ([_rows(x, start, size) for x in side] for side in (lhs, beside))
+        found = [jax.lax.dot_general(rows[min(i, len(rows) - 1)], m, dims) for i, m in enumerate(own)]
+        found = list(finish(*found, *others)) if finish else [sum(found)]
         kept, summed = found[: len(found) - sums], found[len(found) - sums :]
         each = [y.astype(jnp.float32).sum(axis=1, keepdims=True) for y in summed]
         return [y.astype(dtype) for y in kept] + each
 
-    return way(lhs, rhs, group_sizes, end, block, transposed, beside)
-
-
-FEW_ENTRIES = 1 << 17  # of a matrix, up to which a batched product wins (benchmarks/results/kernels_cpu.json)
-
-
-def _batched(lhs, rhs, group_sizes, finish, block, transposed, beside):
-    group, inside = _groups(group_sizes, len(lhs[0]), block)
-
-    def product(i, matrices):
-        rows = lhs[min(i, len(lhs) - 1)]
-        matrices = matrices[group] * inside[:, None, None].astype(matrices.dtype)
-        dims = (((2,), (2 if transposed else 1,)), ((0,), (0,)))
-        return jax.lax.dot_general(rows.reshape(-1, block, rows.shape[1]), matrices, dims).reshape(len(rows), -1)
-
-    return finish(*(product(i, matrices) for i, matrices in enumerate(rhs)), *beside)
-
-
-def _looped(lhs, rhs, group_sizes, finish, block, transposed, beside):
-    ends = jnp.cumsum(group_sizes) // block
-    matrices_of = lambda g: [jax.lax.dynamic_index_in_dim(x, g, keepdims=False) for x in rhs]  # noqa: E731
-    dims = (((1,), (1 if transposed else 0,)), ((), ()))
-
-    def one(index, matrices):
-        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, index * block, block)  # noqa: E731
-        rows = [cut(x) for x in lhs]
-        found = (jax.lax.dot_general(rows[min(i, len(rows) - 1)], m, dims) for i, m in enumerate(matrices))
-        return finish(*found, *(cut(x) for x in beside))
-
     def group(g, out):
-        matrices = matrices_of(g)
+        own = [jax.lax.dynamic_index_in_dim(m, g, keepdims=False) for m in matrices]
 
-        def step(index, out):
-            found = one(index, matrices)
-            return [
-                jax.lax.dynamic_update_slice_in_dim(o, x, index * block, 0) for o, x in zip(out, found, strict=True)
-            ]
+        def step(start, size, out):
+            pairs = zip(out, chunk(start, size, own), strict=True)
+            return [jax.lax.dynamic_update_slice_in_dim(o, x, start, 0) for o, x in pairs]
 
-        return jax.lax.fori_loop(ends[g] - group_sizes[g] // block, ends[g], step, out)
+        return _in_chunks(step, len(lhs[0]), group_sizes, g, block, out)
 
-    shapes = jax.eval_shape(lambda: one(0, matrices_of(0)))
+    shapes = jax.eval_shape(lambda: chunk(0, block, [m[0] for m in matrices]))
     out = [jnp.zeros((len(lhs[0]), x.shape[1]), x.dtype) for x in shapes]
     return jax.lax.fori_loop(0, len(group_sizes), group, out)
 
@@ -99,20 +71,30 @@ def transposed_product(
     dtype: Any,
 ) -> Float[Array, "groups inner outer"]:
     """lhsᵀ rhs over the rows of each group: the gradient of the matrices. Groups without rows get zeros."""
-    group, inside = _groups(group_sizes, len(lhs), block)
-    cut = lambda x: x.reshape(-1, block, x.shape[1])  # noqa: E731
+
+    def group(g, total):
+        def step(start, size, total):
+            rows = _rows(lhs, start, size), _rows(rhs, start, size)
+            found = jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+            return total.at[g].add(found)
+
+        return _in_chunks(step, len(lhs), group_sizes, g, block, total)
+
     total = jnp.zeros((len(group_sizes), lhs.shape[1], rhs.shape[1]), jnp.float32)
-
-    def add(total, piece):
-        lhs, rhs, group, inside = piece
-        here = jnp.where(inside, jax.lax.dot(lhs.T, rhs, preferred_element_type=jnp.float32), 0.0)
-        return total.at[group].add(here), None
-
-    return jax.lax.scan(add, total, (cut(lhs), cut(rhs), group, inside))[0].astype(dtype)
+    return jax.lax.fori_loop(0, len(group_sizes), group, total).astype(dtype)
 
 
-def _groups(group_sizes, rows, block):
-    """The group of each block of rows, and whether there is one."""
-    first_row = jnp.arange(rows // block) * block
-    group = jnp.searchsorted(jnp.cumsum(group_sizes), first_row, side="right", method="compare_all")
-    return jnp.minimum(group, len(group_sizes) - 1), group < len(group_sizes)
+def _rows(x, start, size):
+    return jax.lax.dynamic_slice_in_dim(x, start, size)
+
+
+def _in_chunks(step, rows, group_sizes, g, block, carry):
+    """``step(first row, size, carry)`` for every chunk of group ``g``."""
+    end = jnp.cumsum(group_sizes)[g]
+    start = end - group_sizes[g]
+    for size in (blocks * block for blocks in CHUNKS if blocks * block <= rows):
+        count = (end - start) // size
+        one = lambda i, carry, start=start, size=size: step(start + i * size, size, carry)  # noqa: E731
+        carry = jax.lax.fori_loop(0, count, one, carry)
+        start = start + count * size
+    return carry

@@ -1,4 +1,4 @@
-"""The grouped products on CPU, batched and looped, against a loop over the groups."""
+"""The grouped products on CPU, in chunks of rows, against a loop over the groups."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,20 +6,20 @@ import pytest
 
 from pallas_kernels.grouped_matmul import xla
 
-SIZES = [8, 0, 16, 4, 0, 0]
+SIZES = [8, 0, 20, 4, 0, 0]
 
 
-@pytest.mark.parametrize("few_entries", [0, 1 << 20])
+@pytest.mark.parametrize("chunks", [(4, 1), (2, 1), (1,)])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_two_products_and_what_becomes_of_them(monkeypatch, few_entries, transposed):
-    monkeypatch.setattr(xla, "FEW_ENTRIES", few_entries)
+def test_two_products_and_what_becomes_of_them(monkeypatch, chunks, transposed):
+    monkeypatch.setattr(xla, "CHUNKS", chunks)
     draw = np.random.default_rng(0)
-    rows = [draw.normal(size=(36, 5)).astype(np.float32) for _ in range(2)]
+    rows = [draw.normal(size=(40, 5)).astype(np.float32) for _ in range(2)]
     matrices = [draw.normal(size=(6, 5, 7)).astype(np.float32) for _ in range(2)]
     held = [m.swapaxes(1, 2) for m in matrices] if transposed else matrices
     finish = lambda a, b: [a * b, a - b]  # noqa: E731
     found = xla.products(rows, held, jnp.array(SIZES), finish, block=4, transposed=transposed)
-    expected = [np.zeros((36, 7)), np.zeros((36, 7))]
+    expected = [np.zeros((40, 7)), np.zeros((40, 7))]
     for group, end in enumerate(np.cumsum(SIZES)):
         here = slice(end - SIZES[group], end)
         for out, value in zip(

@@ -46,7 +46,7 @@ def test_experts_of_m2_where_xla_is_refused():
     (case,) = [c for c in cases(FAMILIES["minimax_m2"]) if (c.kernel, c.mode) == ("expert_ffn", "forward")]
     program = compile_for("v5p", case.run, *case.shapes)
     assert [kernel.name for kernel in program.kernels] == ["grouped_matmul"] * 2
-    assert sum(k.moved_bytes for k in program.kernels) < 1.2 * sum(k.least_bytes for k in program.kernels)
+    assert sum(k.moved_bytes for k in program.kernels) < 1.3 * sum(k.least_bytes for k in program.kernels)
 
 
 def test_softmax_attention_and_its_gradient_keep_nothing_of_queries_times_keys():
