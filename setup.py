@@ -43,6 +43,7 @@ EXTRAS = {
     "cuda": [f"jax[cuda12]{JAX}"],
     "test": [
         "pytest>=8.4",
+        "pytest-xdist>=3.6",
         "hypothesis>=6.130",
         "ruff>=0.14",
         "pyright[nodejs]>=1.1.400",
