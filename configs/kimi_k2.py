@@ -12,7 +12,7 @@ decay; its path is not published, and here it stays.
 
 scale   model                           hardware
 tiny    0.4 M weights, 3 layers         a laptop: two CPU cores
-full    1,026 B weights, 61 layers      a TPU pod: 256 chips of v5p
+full    1,026 B weights, 61 layers      a TPU pod: 512 chips of v5p
 """
 
 from ml_collections import ConfigDict
@@ -81,6 +81,7 @@ def full() -> ConfigDict:
     c.precision.remat = "full"
     c.mesh.fsdp = 8
     c.mesh.expert = 32
+    c.mesh.context = 2
     c.optimizer.newton_schulz_dtype = "bfloat16"
     c.optimizer.momentum_dtype = "bfloat16"
     c.tasks.max_level = 9
@@ -102,7 +103,7 @@ def full() -> ConfigDict:
     c.rl.steps = 1000
     c.rl.prompts = 256
     c.rl.group_size = 16
-    c.rl.minibatches = 16
+    c.rl.minibatches = 4
     c.rl.length = 16384
     c.rl.microbatch_rows = 256
     c.rl.overlong_buffer = 2048
