@@ -59,7 +59,9 @@ def main() -> None:
             rows = _kept(options.output, {**head, "program": name})
             rows.append({**head, "program": name, "title": title, **found})
             measure.write(options.output, {"measured": False, "plans": rows})
-    measure.show("planned", ("recipe", "program", "slice", "GiB", "seconds", "MFU", "compiled in s"), _lines(options.output))
+    measure.show(
+        "planned", ("recipe", "program", "slice", "GiB", "seconds", "MFU", "compiled in s"), _lines(options.output)
+    )
 
 
 def _kept(output, key):

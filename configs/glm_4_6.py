@@ -2,16 +2,17 @@
 
     python launch/train.py --config=configs/glm_4_6.py[:tiny|full] [--config.sft.steps=500 ...]
 
-The architecture and the chat format are those of the released GLM-4.6. Published (GLM-4.5, arXiv 2508.06471; for 4.6 there
-is no report of its own): GRPO without a KL term in reasoning RL, a mean over tokens as the loss, a single stage at
-64K tokens of output, 16 responses to a prompt, a curriculum by difficulty; and of pre-training Muon with momentum .95,
-five Newton-Schulz iterations and updates of root mean square .2, and .1 as the last weight of multi-token prediction.
+The architecture and the chat format are those of the released GLM-4.6. Published (GLM-4.5, arXiv 2508.06471; 4.6 has no
+report of its own): GRPO without a KL term in reasoning RL, a mean over tokens as the loss in code RL, a single stage
+at 64K tokens of output, 16 responses to a hard prompt, a curriculum by difficulty; and of pre-training Muon with
+momentum .95, five Newton-Schulz iterations and updates of root mean square .2, and .1 as the last weight of
+multi-token prediction.
 The optimizer of post-training is not published: Muon here too is this project's own choice, as are the clip range
 (the usual .2), learning rates, batches and SFT's length. The report raises the sampling temperature when rewards
 level off; here it stays.
 
 scale   model                         hardware
-tiny    0.5 M weights, 3 layers       a laptop: two CPU cores
+tiny    0.6 M weights, 3 layers       a laptop: two CPU cores
 full    357 B weights, 92 layers      a TPU pod: 128 chips of v5p
 """
 

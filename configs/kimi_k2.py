@@ -3,12 +3,12 @@
     python launch/train.py --config=configs/kimi_k2.py[:tiny|full] [--config.sft.steps=500 ...]
 
 The architecture and the chat format are those of the released Kimi-K2-Instruct. Published (Kimi K2, arXiv 2507.20534;
-Moonlight, arXiv 2502.16982): Muon in every stage, with momentum .95, five Newton-Schulz iterations, updates of root mean
-square .2 and weight decay .1; QK-Clip at 100; the squared residual of rewards centred over their group, summed over
-a whole response; no critic; a token budget for each kind of task, with a penalty for what it cuts off; SFT data beside
-the rollouts against forgetting (PTX). Not published, and so this project's own: the strength tau, the weight of PTX,
-the budgets and their penalty, group size, learning rates, batches and lengths. The report lets the sampling temperature
-decay; its path is not published, and here it stays.
+Moonlight, arXiv 2502.16982): Muon in every stage, with momentum .95, five Newton-Schulz iterations, updates of root
+mean square .2 and weight decay .1; QK-Clip at 100; the squared residual of rewards centred over their group, summed
+over a whole response; no critic; SFT data beside the rollouts against forgetting (PTX); a token budget for each kind of
+task, with a penalty for what it cuts off (`rl.budgets`, empty here); a sampling temperature that decays (here it
+stays). Not published, and so this project's own: the strength tau, the weight of PTX, group size, learning rates,
+batches and lengths.
 
 scale   model                           hardware
 tiny    0.4 M weights, 3 layers         a laptop: two CPU cores

@@ -10,7 +10,7 @@ importance weight, group size, learning rates, weight decay and batches are not 
 So is the length at full scale: prompt and response may fill a whole row of 131,072 tokens.
 
 scale   model                         hardware
-tiny    0.5 M weights, 4 layers       a laptop: two CPU cores
+tiny    0.6 M weights, 4 layers       a laptop: two CPU cores
 full    456 B weights, 80 layers      a TPU pod: 256 chips of v5p
 """
 

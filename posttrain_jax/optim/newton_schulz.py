@@ -54,8 +54,9 @@ def orthogonalise_all(
     """`orthogonalise` of stacks of matrices that may lie split over a mesh; no matrix is worked on by two devices.
 
     Matrices of one shape and layout are laid in one row and dealt out: an all-to-all brings each device the whole of
-    its own matrices, another takes the results home. Devices that hold copies share the work as well. What a device
-    sends is twice its share of the arrays in ``dtype``, and, where arrays are held in copies, the results for the others.
+    its own matrices, another takes the results home, both in ``dtype``. Devices that hold copies share the work as
+    well. What a device sends is twice its share of the arrays, and, where they are held in copies, the results for the
+    others.
 
     Args:
       arrays: stacks of matrices.
