@@ -13,7 +13,7 @@ level off; here it stays.
 
 scale   model                         hardware
 tiny    0.6 M weights, 3 layers       a laptop: two CPU cores
-full    357 B weights, 92 layers      a TPU pod: 128 chips of v5p
+full    357 B weights, 92 layers      a TPU pod: 256 chips of v5p
 """
 
 from ml_collections import ConfigDict
@@ -74,38 +74,37 @@ def tiny() -> ConfigDict:
 
 
 def full() -> ConfigDict:
-    """The released architecture on a pod: rows of 64K in RL, each over four chips; weights come to the tokens."""
+    """The released architecture on a pod: rows of 64K, each over eight chips; weights come to the tokens."""
     c = _glm("full", glm_4_6.GLM_4_6)
     c.precision.compute = "bfloat16"
     c.precision.remat = "full"
-    c.precision.overlap = True
     c.mesh.fsdp = 4
     c.mesh.expert = 8
-    c.mesh.context = 4
+    c.mesh.context = 8
     c.optimizer.newton_schulz_dtype = "bfloat16"
     c.optimizer.momentum_dtype = "bfloat16"
     c.tasks.max_level = 9
 
     c.sft.steps = 2000
     c.sft.rows = 64
-    c.sft.microbatch_rows = 32
+    c.sft.microbatch_rows = 64
     c.sft.length = 65536
     c.sft.optimizer.learning_rate = 1e-5
     c.sft.optimizer.warmup_steps = 100
 
     c.rollout.sharded = True
-    c.rollout.slots = 128
+    c.rollout.slots = 32
     c.rollout.max_prompt = 2048
     c.rollout.max_response = 63488
     c.rollout.decode_chunk = 64
-    c.rollout.prefill_batch = 128
+    c.rollout.prefill_batch = 32
 
     c.rl.steps = 1000
     c.rl.prompts = 128
     c.rl.group_size = 16
     c.rl.minibatches = 16
     c.rl.length = 65536
-    c.rl.microbatch_rows = 32
+    c.rl.microbatch_rows = 64
     c.rl.overlong_buffer = 4096
     c.rl.repetition_window = 3000  # MiniMax-M1 section 3.3: 3,000 tokens in a row above .99
     c.rl.optimizer.learning_rate = 1e-6
