@@ -11,7 +11,7 @@ So is the length at full scale: prompt and response may fill a whole row of 131,
 
 scale   model                         hardware
 tiny    0.6 M weights, 4 layers       a laptop: two CPU cores
-full    456 B weights, 80 layers      a TPU pod: 256 chips of v5p
+full    456 B weights, 80 layers      a TPU pod: 512 chips of v5p
 """
 
 from ml_collections import ConfigDict
@@ -63,13 +63,13 @@ def tiny() -> ConfigDict:
 
 
 def full() -> ConfigDict:
-    """The released architecture on a pod: a row of 131,072 tokens over eight chips, 16,384 on each."""
+    """The released architecture on a pod: a row of 131,072 tokens over sixteen chips, 8,192 on each."""
     c = to_config(Recipe(name="minimax_m1", family="minimax_m1", scale="full", model=minimax_m1.RELEASED))
     c.precision.compute = "bfloat16"
     c.precision.remat = "full"
     c.mesh.fsdp = 8
     c.mesh.expert = 4
-    c.mesh.context = 8
+    c.mesh.context = 16
     c.optimizer.momentum_dtype = "bfloat16"
     c.tasks.max_level = 9
 

@@ -16,7 +16,7 @@ MODELS = {
     "glm_4_6": (glm_4_6.TINY, glm_4_6.GLM_4_6),
     "minimax_m1": (minimax_m1.TINY, minimax_m1.RELEASED),
 }
-SLICES = {"kimi_k2": "v5p:8x8x8", "glm_4_6": "v5p:4x8x8", "minimax_m1": "v5p:4x8x8"}  # those that the files name
+SLICES = {"kimi_k2": "v5p:8x8x8", "glm_4_6": "v5p:4x8x8", "minimax_m1": "v5p:8x8x8"}  # those that the files name
 
 
 def get_config(family, *scale):
