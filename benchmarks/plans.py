@@ -32,7 +32,8 @@ def main() -> None:
     measure.start(cores=2)
     import config_file
 
-    from posttrain_jax.planning import plan
+    from posttrain_jax.errors import UserError
+    from posttrain_jax.planning import plan, search
     from posttrain_jax.planning.chips import read_slice
     from posttrain_jax.run import validate
 
@@ -47,14 +48,20 @@ def main() -> None:
         part = read_slice(topology)
         placed = plan.check(recipe, part)
         for name in plan.programs(options.programs.split(","), placed):
-            told = plan.make(placed, part, [name], log=lambda line: print(line, file=sys.stderr, flush=True))
-            row = told["programs"][0]
+            title = f"{placed.name}:{placed.scale} on {part.name}, {search.say(placed)}"
+            try:
+                row = plan.make(placed, part, [name], log=lambda line: print(line, file=sys.stderr, flush=True))
+                row = row["programs"][0]
+            except UserError as error:  # the compiler died
+                row = {"fits": False, "error": str(error)}
             found = {key: row[key] for key in KEPT if key in row}
             head = {"recipe": f"{placed.name}:{placed.scale}", "changed": options.set, "topology": topology}
             rows = _kept(options.output, {**head, "program": name})
-            rows.append({**head, "program": name, "title": told["title"], **found})
+            rows.append({**head, "program": name, "title": title, **found})
             measure.write(options.output, {"measured": False, "plans": rows})
-    measure.show("planned", ("program", "slice", "GiB", "seconds", "MFU", "compiled in s"), _lines(options.output))
+    measure.show(
+        "planned", ("recipe", "program", "slice", "GiB", "seconds", "MFU", "compiled in s"), _lines(options.output)
+    )
 
 
 def _kept(output, key):
@@ -68,7 +75,7 @@ def _lines(output):
     for row in json.loads(output.read_text())["plans"]:
         size = f"{row.get('memory_total', 0.0) / GIB:.1f}{'' if row['fits'] else ' (does not fit)'}"
         numbers = (f"{row[key]:.3g}" if key in row else "" for key in ("seconds", "mfu", "compile_seconds"))
-        found.append((row["program"], row["topology"], size, *numbers))
+        found.append((row["recipe"], row["program"], row["topology"], size, *numbers))
     return found
 
 

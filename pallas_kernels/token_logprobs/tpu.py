@@ -38,7 +38,7 @@ def statistics(
     tokens = targets.size
     sizes = tiles.lookup("token_logprobs")
     rows = min(sizes["tokens"], -(-tokens // 8) * 8)
-    columns = _columns(sizes, rows, width, vocab, hidden.dtype.itemsize)
+    columns = _columns(sizes, rows, vocab, width * hidden.dtype.itemsize, width * head.dtype.itemsize)
     per_token = pl.BlockSpec((rows, 1), lambda t, n: (t, 0))
     grid = (pl.cdiv(tokens, rows), pl.cdiv(vocab, columns))
     found = pl.pallas_call(
@@ -68,12 +68,10 @@ def statistics(
     return normaliser, chosen, entropy
 
 
-def _columns(sizes, rows, width, vocab, itemsize):
+def _columns(sizes, rows, vocab, row_bytes, column_bytes):
     """As many words at a time as the table says, or fewer if their blocks and some logits do not fit in VMEM."""
-    columns = min(sizes["vocab"], -(-vocab // LANES) * LANES)
-    while columns > LANES and 2 * itemsize * width * (rows + columns) + 16 * rows * columns > sizes["bytes"] - (
-        2 << 20
-    ):
+    columns, room = min(sizes["vocab"], -(-vocab // LANES) * LANES), sizes["bytes"] - (2 << 20)
+    while columns > LANES and 2 * (row_bytes * rows + column_bytes * columns) + 16 * rows * columns > room:
         columns = columns // (2 * LANES) * LANES
     return columns
 

@@ -124,19 +124,23 @@ class Decoder(nnx.Module):
                 seen.append(watch(here))
             return x, seen
         for stack, layers in zip(self.arch.stacks, self.stacks, strict=True):
-            graph, weights = nnx.split(layers)
-            period = len(stack.pattern)
+            graphs, weights = zip(*(nnx.split(layer) for layer in layers), strict=True)
 
-            def step(x, repeat, graph=graph, first=stack.first, period=period):
+            def run(graph, weights, x, number):
+                x, here = nnx.merge(graph, weights)(x, turned, segment_ids, number)
+                return constrain(x, _ACTIVATIONS), watch(here)
+
+            if self.remat != "none":
+                run = jax.checkpoint(run, policy=REMAT[self.remat], static_argnums=0)
+
+            def step(x, repeat, run=run, graphs=graphs, first=stack.first):
                 weights, number = repeat
                 saw = []
-                for position, layer in enumerate(nnx.merge(graph, weights)):
-                    x, here = layer(x, turned, segment_ids, first + number * period + position)
-                    x = constrain(x, _ACTIVATIONS)
-                    saw.append(watch(here))
+                for position, (graph, own) in enumerate(zip(graphs, weights, strict=True)):
+                    x, here = run(graph, own, x, first + number * len(graphs) + position)
+                    saw.append(here)
                 return x, saw
 
-            step = step if self.remat == "none" else jax.checkpoint(step, policy=REMAT[self.remat])
             unrolled = self.arch.layers <= _FEW_LAYERS
             x, saw = jax.lax.scan(step, x, (weights, jnp.arange(stack.repeats)), unroll=unrolled)
             seen.append(saw)

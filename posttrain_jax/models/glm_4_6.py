@@ -45,7 +45,7 @@ TINY = dataclasses.replace(
     GLM_4_6,
     layers=3,
     hidden=64,
-    vocab=640,
+    vocab=704,
     max_length=256,
     heads=4,
     kv_heads=2,

@@ -41,7 +41,7 @@ TINY = dataclasses.replace(
     INSTRUCT,
     layers=3,
     hidden=64,
-    vocab=640,
+    vocab=704,
     max_length=256,
     heads=4,
     kv_heads=4,

@@ -39,10 +39,10 @@ class LatentAttention(nnx.Module):
         if arch.q_rank:
             self.q_down = weight(hidden, arch.q_rank, ("embed", None), hidden**-0.5)
             self.q_norm = constant(1.0, (*stack, arch.q_rank), (*names, "norm"), dtype=dtype)
-        self.q = weight(arch.q_rank or hidden, q_width, (None if arch.q_rank else "embed", "heads"), hidden**-0.5)
+        self.q = weight(arch.q_rank or hidden, q_width, ("rank" if arch.q_rank else "embed", "heads"), hidden**-0.5)
         self.kv_down = weight(hidden, rank + arch.rotary_dim, ("embed", None), hidden**-0.5)
         self.kv_norm = constant(1.0, (*stack, rank), (*names, "norm"), dtype=dtype)
-        self.kv = weight(rank, kv_width, (None, "heads"), rank**-0.5)
+        self.kv = weight(rank, kv_width, ("rank", "heads"), rank**-0.5)
         self.o = weight(v_width, hidden, ("heads", "embed"), v_width**-0.5 / (2 * arch.layers) ** 0.5)
 
     def __call__(

@@ -34,7 +34,7 @@ TINY = dataclasses.replace(
     RELEASED,
     layers=4,
     hidden=64,
-    vocab=640,
+    vocab=704,
     max_length=256,
     heads=4,
     kv_heads=2,

@@ -54,8 +54,9 @@ def orthogonalise_all(
     """`orthogonalise` of stacks of matrices that may lie split over a mesh; no matrix is worked on by two devices.
 
     Matrices of one shape and layout are laid in one row and dealt out: an all-to-all brings each device the whole of
-    its own matrices, another takes the results home. Devices that hold copies share the work as well. What a device
-    sends is twice its share of the arrays, and, where arrays are held in copies, the results for the others.
+    its own matrices, another takes the results home, both in ``dtype``. Devices that hold copies share the work as
+    well. What a device sends is twice its share of the arrays, and, where they are held in copies, the results for the
+    others.
 
     Args:
       arrays: stacks of matrices.
@@ -92,7 +93,7 @@ def _work(stacks, specs, mesh, ends, stacked, steps, dtype):
     hands = math.prod(mesh.shape[name] for name in (*rows, *columns, *spare))
 
     def on_device(*shards):
-        x = _row(shards)
+        x = _row([shard.astype(dtype) for shard in shards])
         count = len(x)
         x = jnp.pad(x, ((0, -count % hands), (0, 0), (0, 0)))
         x = _exchange(x, rows, 0, 1)
@@ -105,7 +106,7 @@ def _work(stacks, specs, mesh, ends, stacked, steps, dtype):
             x = jax.lax.all_gather(x, spare, axis=0, tiled=True)
         x = _exchange(x, columns, 2, 0)
         x = _exchange(x, rows, 1, 0)
-        return tuple(_unrow(x[:count], shards))
+        return tuple(x.astype(shard.dtype) for x, shard in zip(_unrow(x[:count], shards), shards, strict=True))
 
     layout = tuple(P(*spec) for spec in specs)
     return jax.shard_map(on_device, mesh=mesh, in_specs=layout, out_specs=layout, check_vma=False)(*stacks)

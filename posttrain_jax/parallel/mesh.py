@@ -34,12 +34,13 @@ TRAIN: Rules = {
     "expert_ffn": ("tensor",),
     "vocab": ("tensor",),
     "embed": ("fsdp", "expert", "context"),
+    "rank": ("fsdp", "expert", "context"),
     "norm": (),
 }
 
 # Decoding: a token meets every weight, so none is gathered. Experts lie apart as far as they go, the rest in copies.
 APART = ("expert", "fsdp", "context", "data")
-SAMPLE: Rules = {**TRAIN, "length": (), "embed": (), "expert": APART, "routed": APART}
+SAMPLE: Rules = {**TRAIN, "length": (), "embed": (), "rank": (), "expert": APART, "routed": APART}
 
 
 def make_mesh(

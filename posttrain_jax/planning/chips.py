@@ -2,9 +2,10 @@
 
 Peaks, memory and bandwidths are those of Google's pages for each generation (cloud.google.com/tpu/docs/v5e, v5p, v6e,
 tpu7x: "key specifications"). They give the interconnect of a chip in both directions together: 400, 1200, 800 and 1200
-GB/s over 4, 6, 4 and 6 links, so that a link carries half its share each way. The clock is the one at which the
-compiler's cycles of a matrix product meet the peak: peak / (FLOPs of all matrix units in a cycle). With it a large
-product of bfloat16 is estimated by the compiler at 88, 90, 70 and 81 % of the peak.
+GB/s over 4, 6, 4 and 6 links, so that a link carries half its share each way. (The memory of v5e and v6e also goes by
+the rounder 800 and 1600 GB/s there.) The clock is the one at which the compiler's cycles of a matrix product meet the
+peak: peak / (FLOPs of all matrix units in a cycle). With it a large product of bfloat16 is estimated by the compiler at
+88, 90, 70 and 81 % of the peak.
 """
 
 from __future__ import annotations

@@ -76,6 +76,7 @@ def _update(recipe: Recipe, stage: str, mesh: Mesh) -> Program:
         weights = jax.eval_shape(with_critic, weights) if objective.name == "ppo" else weights
         limit = recipe.rollout.max_prompt + recipe.rollout.max_response
         turns = capacity(recipe.rl, limit)
+        turns += -(-objective.ptx_rows // recipe.rl.microbatch_rows) if objective.ptx_weight else 0
         floats = (
             *FLOATS,
             *(("ptx",) if objective.ptx_weight else ()),

@@ -48,7 +48,7 @@ def work(recipe: Recipe, name: str) -> Work:
     if name == RL:
         groups = -(-rl.prompts // rl.minibatches)
         rows = -(-groups * rl.group_size // (rl.length // (rollout.max_prompt + rollout.max_response)))
-        tokens = rows * rl.length
+        tokens = (rows + (rl.objective.ptx_rows if rl.objective.ptx_weight else 0)) * rl.length
         calls = rl.steps * rl.minibatches if "rl" in recipe.stages else 0
         return Work(tokens, 3 * _forward(model, tokens, rl.length / 2), calls)
     if name == PREFILL:

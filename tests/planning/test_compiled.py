@@ -28,6 +28,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 LAYERS, ROWS, WIDTH = 5, 64, 256
+CONFIGS = Path(__file__).parents[2] / "configs"
+FULL = [("kimi_k2", "v5p:8x8x8"), ("glm_4_6", "v5p:4x8x8"), ("minimax_m1", "v5p:8x8x8")]
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +107,7 @@ def test_weights_are_read_once_from_memory(totals):
 @pytest.mark.slow
 def test_minimax_m2_at_full_size_fits_on_128_chips():
     """Its SFT step, as the recipe has it: a device's share of weights and moments, and a loop of 62 layers."""
-    file = Path(__file__).parents[2] / "configs" / "minimax_m2.py"
-    recipe = recipe_from(runpy.run_path(str(file))["get_config"]("full"))
+    recipe = recipe_from(runpy.run_path(str(CONFIGS / "minimax_m2.py"))["get_config"]("full"))
     told = read_program(recipe, read_slice("v5p:4x4x8"), "sft")
     weights = 4 * recipe.model.parameters / 128
     assert told.fits and sum(told.memory.values()) < 95 * 2**30
@@ -115,6 +116,18 @@ def test_minimax_m2_at_full_size_fits_on_128_chips():
     assert {row["axes"] for row in told.collectives if row["kind"] == "all-gather"} >= {"fsdp"}
     layers = recipe.model.layers
     assert any(row["times"] % layers == 0 for row in told.collectives)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family, topology", FULL)
+def test_the_other_families_at_full_size_fit_too(family, topology):
+    """Each family's SFT step, as its recipe has it: every chip holds its even share of the weights, and all fits."""
+    recipe = recipe_from(runpy.run_path(str(CONFIGS / f"{family}.py"))["get_config"]("full"))
+    part = read_slice(topology)
+    told = read_program(recipe, part, "sft")
+    assert told.fits and sum(told.memory.values()) < part.chip.hbm
+    assert told.memory["weights"] == pytest.approx(4 * recipe.model.parameters / part.devices, rel=0.03)
+    assert any(row["kind"] == "all-gather" and row["times"] > recipe.model.layers for row in told.collectives)
 
 
 def test_a_mesh_may_split_an_axis_of_the_torus():
