@@ -42,11 +42,11 @@ def products(
 
     def chunk(start, size, own):
         rows, others = ([_rows(x, start, size) for x in side] for side in (lhs, beside))
-        found = [jax.lax.dot_general(rows[min(i, len(rows) - 1)], m, dims) for i, m in enumerate(own)]
-        found = list(finish(*found, *others)) if finish else [sum(found)]
+        each = [jax.lax.dot_general(rows[min(i, len(rows) - 1)], m, dims) for i, m in enumerate(own)]
+        found: list[Any] = list(finish(*each, *others)) if finish else [sum(each)]
         kept, summed = found[: len(found) - sums], found[len(found) - sums :]
-        each = [y.astype(jnp.float32).sum(axis=1, keepdims=True) for y in summed]
-        return [y.astype(dtype) for y in kept] + each
+        totals = [y.astype(jnp.float32).sum(axis=1, keepdims=True) for y in summed]
+        return [y.astype(dtype) for y in kept] + totals
 
     def group(g, out):
         own = [jax.lax.dynamic_index_in_dim(m, g, keepdims=False) for m in matrices]

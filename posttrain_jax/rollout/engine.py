@@ -197,11 +197,12 @@ class Engine:
             finished = [slot for slot in seated if status[slot] != decode.RUNNING]
             if finished:
                 tokens, logprobs = exchange.fetch((slots.tokens, slots.logprobs))
-                drafts = exchange.fetch((slots.drafted, slots.kept)) if self.limits.draft else ()
+                drafts = exchange.fetch((slots.drafted, slots.kept)) if self.limits.draft else None
             for slot in finished:
-                n, counts = count[slot], (int(each[slot]) for each in drafts)
+                n = count[slot]
+                drafted, kept = (int(each[slot]) for each in drafts) if drafts else (0, 0)
                 said = tokens[slot, :n].copy(), logprobs[slot, :n].copy()
-                completion = Completion(*said, FINISH[int(status[slot])], *counts)
+                completion = Completion(*said, FINISH[int(status[slot])], drafted, kept)
                 done.append((seated.pop(slot), completion))
         return done
 
