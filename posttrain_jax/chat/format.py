@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from posttrain_jax.chat.messages import ChatError
+
 if TYPE_CHECKING:
     from posttrain_jax.chat.tokenizer import Tokenizer
 
@@ -138,6 +140,39 @@ class Chat:
             segments = self.format.segments(messages, tools or (), thinking, True)
         else:
             segments = self.format.training(messages, tools or (), thinking)
+        return self._tokenized(segments)
+
+    def continuation(
+        self,
+        messages: Sequence[Message],
+        sampled: Sequence[int],
+        tools: Sequence[Message] | None = None,
+        thinking: bool = True,
+    ) -> list[int]:
+        """The tokens between a sampled answer and the next one: its end, what came back, the generation prompt.
+
+        ``prompt + sampled + continuation`` is the next prompt: what was sampled stays as it was drawn, reasoning
+        included, and is what :meth:`encode` gives for ``messages`` where the format keeps all thinking.
+
+        Args:
+          messages: the conversation; behind its last answer, the tool results or user messages that came back.
+          sampled: tokens of that answer. A stop token at their end is not repeated; where they were cut off, or
+            stopped with the token of another role, the right one follows.
+          tools, thinking: as given when the prompt was encoded.
+
+        Raises:
+          ChatError: nothing came back, or something that is neither a tool's result nor a user's message.
+        """
+        last = max((i for i, message in enumerate(messages) if message.get("role") == "assistant"), default=-1)
+        news = [message.get("role") for message in messages[last + 1 :]]
+        if last < 0 or not news or not set(news) <= {"tool", "user"}:
+            raise ChatError(f"roles after the last answer are {news}; expected one or more of tool and user")
+        segments = list(self.format.segments(messages, tools or (), thinking, True))
+        end = max(index for index, segment in enumerate(segments) if segment.trained)  # the answer's stop token
+        stopped = list(sampled[-1:]) == [self.tokenizer.special(segments[end].text)]
+        return self._tokenized(segments[end + stopped :])[0]
+
+    def _tokenized(self, segments: Iterable[Segment]) -> tuple[list[int], list[int]]:
         tokens: list[int] = []
         loss_mask: list[int] = []
         for segment in joined(map(self._spelled, segments)):
