@@ -53,6 +53,8 @@ EXTRAS = {
         "nbformat>=5.10",
         "ipykernel>=6.29",
         "matplotlib>=3.10",
+        "mcp>=2.3",
+        "gymnasium>=1.2",
         # The reference that the model is compared with. The release is pinned because a bare "torch" takes the newest,
         # whose Linux wheels bring gigabytes of CUDA libraries. Those comparisons skip where torch is absent: on
         # Linux with a newer Python, install the CPU wheel first (pip install torch --index-url
@@ -62,6 +64,8 @@ EXTRAS = {
         f"accelerate>=1.10; {WITHOUT_CUDA}",  # with which transformers reads FP8
         f"compressed-tensors>=0.12; {WITHOUT_CUDA}",  # and INT4
     ],
+    "mcp": ["mcp>=2.3"],
+    "gymnasium": ["gymnasium>=1.2"],
     "bench": ["trl>=1.16", "accelerate>=1.10", "datasets>=4.0"],
     "colab": ["matplotlib>=3.10", "ipykernel>=6.29"],
 }

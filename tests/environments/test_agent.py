@@ -81,8 +81,7 @@ def test_two_hundred_calls_are_one_conversation_token_by_token(family):
     whole, mask = sampler.chat.encode(episode.messages, tools)
     last = max(i for i, trained in enumerate(mask) if trained) + 1
     assert segment.tokens.tolist() == whole[:last]
-    if family != "glm_4_6":
-        assert segment.mask.tolist() == [bool(trained) for trained in mask[:last]]
+    assert segment.mask.tolist() == [bool(trained) for trained in mask[:last]]
     # and every prompt is a beginning of it, with its answer's probabilities where the answer is
     for number, (request, turn) in enumerate(zip(sampler.requests, segment.turns, strict=True)):
         assert list(request.prompt) == whole[: turn.start]
