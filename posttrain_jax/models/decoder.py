@@ -22,6 +22,7 @@ from posttrain_jax.parallel.embedding import embed
 from posttrain_jax.parallel.placement import constrain
 
 Cache = tuple[Any, ...]
+Replayed = Int[Array, "batch length layers experts_per_token"]
 
 # name -> what the backward pass finds stored of a layer, and need not compute again
 REMAT: dict[str, Any] = {
@@ -89,18 +90,20 @@ class Decoder(nnx.Module):
         tokens: Int[Array, "batch length"],
         positions: Int[Array, "batch length"] | None = None,
         segment_ids: Int[Array, "batch length"] | None = None,
+        replayed: Replayed | None = None,
     ) -> Float[Array, "batch length hidden"]:
         """Normalised hidden states; no token attends outside its segment, or ahead of itself."""
-        return self.normed(self.trunk(tokens, positions, segment_ids))
+        return self.normed(self.trunk(tokens, positions, segment_ids, replayed))
 
     def trunk(
         self,
         tokens: Int[Array, "batch length"],
         positions: Int[Array, "batch length"] | None = None,
         segment_ids: Int[Array, "batch length"] | None = None,
+        replayed: Replayed | None = None,
     ) -> Float[Array, "batch length hidden"]:
         """What leaves the last layer, before the final norm (`normed`)."""
-        return self.watched_trunk(tokens, positions, segment_ids, lambda seen: ())[0]
+        return self.watched_trunk(tokens, positions, segment_ids, lambda seen: (), replayed)[0]
 
     def watched_trunk(
         self,
@@ -108,8 +111,13 @@ class Decoder(nnx.Module):
         positions: Int[Array, "batch length"] | None,
         segment_ids: Int[Array, "batch length"] | None,
         watch: Callable[[Seen], Any],
+        replayed: Replayed | None = None,
     ) -> tuple[Float[Array, "batch length hidden"], list[Any]]:
         """`trunk`, and what ``watch`` makes of what is to be seen of each layer.
+
+        Args:
+          replayed: experts that tokens were sent to, for them to be sent there again (routing replay, R3, arXiv
+            2510.11370); -1 where the router chooses.
 
         Returns:
           With ``scan``, what was seen is held as the weights are: for each stack, for each position of its pattern, all
@@ -120,14 +128,15 @@ class Decoder(nnx.Module):
         seen: list[Any] = []
         if not self.scan:
             for i, layer in enumerate(self.layers):
-                x, here = layer(x, turned, segment_ids, i)
+                x, here = layer(x, turned, segment_ids, i, None if replayed is None else replayed[:, :, i])
                 seen.append(watch(here))
             return x, seen
         for stack, layers in zip(self.arch.stacks, self.stacks, strict=True):
             graphs, weights = zip(*(nnx.split(layer) for layer in layers), strict=True)
 
             def run(graph, weights, x, number):
-                x, here = nnx.merge(graph, weights)(x, turned, segment_ids, number)
+                experts = None if replayed is None else jnp.take(replayed, number, axis=2)
+                x, here = nnx.merge(graph, weights)(x, turned, segment_ids, number, experts)
                 return constrain(x, _ACTIVATIONS), watch(here)
 
             if self.remat != "none":
@@ -164,10 +173,13 @@ class Decoder(nnx.Module):
         positions, segment_ids = _placed(following, positions, segment_ids)
         return self.mtp(trunk, self._embed(following), rotation(self.arch, positions), segment_ids)
 
-    def empty_cache(self, batch: int, length: int) -> Cache:
-        """What the layers keep of no tokens, with room for ``length`` positions. For a model without ``scan``."""
+    def empty_cache(self, batch: int, length: int, routing: bool = False) -> Cache:
+        """What the layers keep of no tokens, with room for ``length`` positions. For a model without ``scan``.
+
+        With ``routing`` they also keep the experts that each token went to, as "chosen".
+        """
         self._check_unscanned()
-        return tuple(layer.attention.empty_cache(batch, length, self.compute_dtype) for layer in self.layers)
+        return tuple(layer.empty_cache(batch, length, self.compute_dtype, routing) for layer in self.layers)
 
     def extend(
         self,
@@ -200,7 +212,7 @@ class Decoder(nnx.Module):
 
     def empty_next_cache(self, batch: int, length: int) -> Any:
         """What the layer of multi-token prediction keeps of no tokens."""
-        return self.mtp.layer.attention.empty_cache(batch, length, self.compute_dtype)
+        return self.mtp.layer.empty_cache(batch, length, self.compute_dtype)
 
     def extend_next(
         self,

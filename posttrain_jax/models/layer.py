@@ -58,10 +58,22 @@ class Layer(nnx.Module):
         rotation: Rotation,
         segment_ids: Int[Array, "batch length"],
         layer: Int[Array, ""] | int,
+        replayed: Int[Array, "batch length top_k"] | None = None,
     ) -> tuple[Float[Array, "batch length hidden"], Seen]:
-        """The layer over packed rows, and what is to be seen of it; ``layer`` is its number in the model."""
-        x, peaks, routing = self._around(x, lambda normed: self.attention(normed, rotation, segment_ids, layer))
+        """The layer over packed rows, and what is to be seen of it; ``layer`` is its number in the model.
+
+        ``replayed`` are experts to send the tokens to, -1 for the router's own choice.
+        """
+        attend = self.attention
+        x, peaks, routing = self._around(x, lambda normed: attend(normed, rotation, segment_ids, layer), replayed)
         return x, Seen(routing, peaks)
+
+    def empty_cache(self, batch: int, length: int, dtype: str, routing: bool = False) -> dict[str, Any]:
+        """What its attention keeps of no tokens, and with ``routing`` the experts chosen, -1 where there is none."""
+        memory = self.attention.empty_cache(batch, length, dtype)
+        if routing:
+            memory["chosen"] = jnp.full((batch, length, self.arch.experts_per_token), -1, jnp.int16)
+        return memory
 
     def extend(
         self,
@@ -70,14 +82,19 @@ class Layer(nnx.Module):
         positions: Int[Array, "batch new"],
         valid: Bool[Array, "batch new"] | None,
         layer: Int[Array, ""] | int,
-        cache: Any,
-    ) -> tuple[Float[Array, "batch new hidden"], Any]:
-        """The layer over new tokens, given what its attention keeps of those before."""
+        cache: dict[str, Any],
+    ) -> tuple[Float[Array, "batch new hidden"], dict[str, Any]]:
+        """The layer over new tokens, given what it keeps of those before (`empty_cache`)."""
         attend = self.attention.extend
-        x, cache, _ = self._around(x, lambda normed: attend(normed, rotation, positions, valid, layer, cache))
-        return x, cache
+        x, kept, routing = self._around(x, lambda normed: attend(normed, rotation, positions, valid, layer, cache))
+        if "chosen" in cache:
+            kept = {**kept, "chosen": cache["chosen"]}
+            if routing is not None:
+                row, new = jnp.arange(len(x))[:, None], routing.chosen.astype(jnp.int16)
+                kept["chosen"] = cache["chosen"].at[row, positions].set(new)
+        return x, kept
 
-    def _around(self, x, attend: Callable[[Array], tuple[Array, Any]]):
+    def _around(self, x, attend: Callable[[Array], tuple[Array, Any]], replayed: Array | None = None):
         arch = self.arch
         lightning = self.kind.attention == LIGHTNING
         alpha, beta = (arch.lightning_alpha, arch.lightning_beta) if lightning else (arch.full_alpha, arch.full_beta)
@@ -86,6 +103,9 @@ class Layer(nnx.Module):
         mixed = checkpoint_name(mixed, ATTENDED) if lightning else mixed  # softmax attention names its own
         x = alpha * normed + beta * mixed if arch.post_norm else x + mixed
         normed = rms_norm(x, self.ffn_norm[...], arch.norm_eps)
-        mixed, routing = self.ffn(normed) if isinstance(self.ffn, MixtureOfExperts) else (self.ffn(normed), None)
+        if isinstance(self.ffn, MixtureOfExperts):
+            mixed, routing = self.ffn(normed, replayed)
+        else:
+            mixed, routing = self.ffn(normed), None
         x = arch.ffn_alpha * normed + arch.ffn_beta * mixed if arch.post_norm else x + mixed
         return x, kept, routing

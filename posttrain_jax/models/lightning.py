@@ -66,10 +66,11 @@ class LightningAttention(nnx.Module):
         """Attention of new tokens given the state, which only the ``valid`` ones change."""
         q, k, v = self._project(x)
         state = ("batch", "heads", None, None)
-        if x.shape[1] == 1 and valid is None:
+        if x.shape[1] == 1:
             arrays = q[:, 0], k[:, 0], v[:, 0], self._log_decay(layer), cache["state"]
             one = ("batch", "heads", None)
             mixed, kept = each_part(lightning_step, arrays, [one, one, one, ("heads",), state], [one, state])
+            kept = kept if valid is None else jnp.where(valid[..., None, None], kept, cache["state"])
             return self._out(x, mixed[:, None]), {"state": kept}
 
         def attend(q, k, v, log_decay, segments, state):

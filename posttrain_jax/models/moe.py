@@ -29,17 +29,19 @@ def route(
     *,
     scoring: str = "sigmoid",
     scaling: float = 1.0,
+    replayed: Int[Array, "*tokens top_k"] | None = None,
 ) -> tuple[Int[Array, "*tokens top_k"], Float[Array, "*tokens top_k"], Float[Array, "*tokens experts"]]:
     """Chooses the top-k of scores + bias; weighs them by their scores alone, renormalised to sum to ``scaling``.
 
     The scores are sigmoid(logits) or softmax(logits). The bias steers the choice and never the weights, so it receives
-    no gradient.
+    no gradient. Where a choice is ``replayed`` (-1 is none) it stands instead; the weights are those of these scores.
 
     Returns:
       The experts chosen, their weights, and all scores.
     """
     scores = jax.nn.sigmoid(logits) if scoring == "sigmoid" else jax.nn.softmax(logits, axis=-1)
     _, chosen = jax.lax.top_k(jax.lax.stop_gradient(scores if bias is None else scores + bias), top_k)
+    chosen = chosen if replayed is None else jnp.where(replayed < 0, chosen, replayed)
     weights = jnp.take_along_axis(scores, chosen, axis=-1)
     return chosen, scaling * weights / (weights.sum(axis=-1, keepdims=True) + 1e-20), scores
 
@@ -63,14 +65,15 @@ class MixtureOfExperts(nnx.Module):
             width = arch.shared_experts * ffn
             self.shared = FeedForward(hidden, width, arch.layers, rngs=rngs, dtype=dtype, stack=stack)
 
-    def __call__(self, x: Float[Array, "batch length hidden"]) -> tuple[Float[Array, "batch length hidden"], Routing]:
+    def __call__(
+        self, x: Float[Array, "batch length hidden"], replayed: Int[Array, "batch length top_k"] | None = None
+    ) -> tuple[Float[Array, "batch length hidden"], Routing]:
         """y = Σ_e w_e · down_e(silu(gate_e x) ⊙ up_e x) over each token's chosen experts, plus the shared experts."""
         arch = self.arch
         logits = linear(x.astype(jnp.float32), self.router)
         bias = self.bias[...] if arch.selection_bias else None
-        chosen, weights, scores = route(
-            logits, bias, arch.experts_per_token, scoring=arch.scoring, scaling=arch.routed_scaling
-        )
+        top_k, scaling = arch.experts_per_token, arch.routed_scaling
+        chosen, weights, scores = route(logits, bias, top_k, scoring=arch.scoring, scaling=scaling, replayed=replayed)
         matrices = [w[...].astype(x.dtype) for w in (self.gate, self.up, self.down)]
         mixed = experts(x, chosen, weights.astype(x.dtype), *matrices)
         return mixed + self.shared(x) if arch.shared_experts else mixed, Routing(chosen, scores)

@@ -88,6 +88,7 @@ def _update(recipe: Recipe, stage: str, mesh: Mesh) -> Program:
     shape = (turns, settings.microbatch_rows, settings.length)
     where = meshes.sharding((None, "batch", "length"), shape, mesh)
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where) for name in integers}
+    batch |= _replayed(recipe, shape, mesh) if stage == RL else {}
     batch |= {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where) for name in floats}
     return Program(
         make_update(optimizing.optimizer, loss, state, optimizing.after, optimizing.overlap),
@@ -97,6 +98,15 @@ def _update(recipe: Recipe, stage: str, mesh: Mesh) -> Program:
         turns=turns,
         rounds=_rounds(recipe, mesh, settings.microbatch_rows * settings.length),
     )
+
+
+def _replayed(recipe: Recipe, shape: tuple[int, ...], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The experts of every token, where an update replays them."""
+    if not recipe.rl.replay_routing:
+        return {}
+    shape = *shape, recipe.model.layers, recipe.model.experts_per_token
+    where = meshes.sharding((None, "batch", "length", None, None), shape, mesh)
+    return {"routing": jax.ShapeDtypeStruct(shape, jnp.int16, sharding=where)}
 
 
 def _rounds(recipe: Recipe, mesh: Mesh, tokens: int) -> int:

@@ -1,9 +1,9 @@
-"""The host half of generation: continuous batching of sequences over a fixed number of slots."""
+"""The engine: compiled programs for one model, and batches of prompts answered with them over banks of slots."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor as Threads
 from functools import partial
 from itertools import chain
@@ -20,9 +20,8 @@ from posttrain_jax.models.decoder import Decoder, abstract, unstack
 from posttrain_jax.parallel import exchange, placement
 from posttrain_jax.parallel import mesh as meshes
 from posttrain_jax.rollout import decode, speculative
-from posttrain_jax.rollout.request import Completion
-
-FINISH = {decode.STOPPED: "stop", decode.AT_LIMIT: "length", decode.REPEATING: "repetition"}
+from posttrain_jax.rollout.bank import Bank
+from posttrain_jax.rollout.request import Completion, Request
 
 
 class Engine:
@@ -81,12 +80,14 @@ class Engine:
 
         self._load = jax.jit(lambda weights: jax.tree.leaves(load(weights)), out_shardings=lying)
         self._form = partial(jax.eval_shape, load)
-        self._admit = compiled(lambda w, *args: steps.admit(nnx.merge(graph, w), *args), donate_argnums=1)
-        self._decode = compiled(
-            lambda w, slots, temperature: steps.decode(nnx.merge(graph, w), slots, temperature, limits),
-            donate_argnums=1,
-        )
+
+        def on_slots(step):
+            return compiled(lambda w, *args: step(nnx.merge(graph, w), *args, limits), donate_argnums=1)
+
+        self._admit, self._read, self._decode = (on_slots(step) for step in (steps.admit, steps.read, steps.decode))
         self._empty = compiled(empty)
+        self._stop = compiled(decode.stop, donate_argnums=0)
+        self._chosen = jax.jit(decode.experts_chosen)
         self._keys = jax.jit(lambda key, ids: jax.vmap(partial(jax.random.fold_in, key))(ids))
 
     def load(self, weights: nnx.State) -> nnx.State:
@@ -112,11 +113,12 @@ class Engine:
         integers = lambda *shape: place(jax.ShapeDtypeStruct(shape, jnp.int32), None)  # noqa: E731
         keys = place(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), limits.slots)), None)
         prompts = integers(limits.prefill_batch, limits.max_prompt), integers(limits.prefill_batch)
-        temperature = place(jax.ShapeDtypeStruct((), jnp.float32), None)
+        temperature = place(jax.ShapeDtypeStruct((limits.slots,), jnp.float32), None)
+        seating = decode.Seating(integers(limits.slots), keys, temperature, integers(limits.slots))
         return {
             "transfer": (self._load, (weights,)),
-            "prefill": (self._admit, (own, slots, *prompts, integers(limits.slots), keys)),
-            "decode": (self._decode, (own, slots, temperature)),
+            "prefill": (self._admit, (own, slots, *prompts, seating)),
+            "decode": (self._decode, (own, slots)),
         }
 
     def generate(
@@ -138,12 +140,13 @@ class Engine:
           temperature: 0 is greedy.
 
         Returns:
-          For each prompt in order, its completions in order.
+          For each prompt in order, its completions in order; with `Limits.routing` they tell their experts.
 
         Raises:
           ValueError: a prompt is empty or longer than max_prompt.
         """
-        self._check(prompts)
+        for prompt, asked in enumerate(prompts):
+            self._check_length(asked, self.limits.max_prompt, f"prompt {prompt}")
         answer = partial(self._answer, weights, prompts, key, samples, temperature)
         return answer(range(len(prompts))) if self.sharded else exchange.spread(range(len(prompts)), answer)
 
@@ -152,8 +155,7 @@ class Engine:
     ) -> list[list[Completion]]:
         """The completions of some of the prompts, over the banks."""
         sequences = np.array([prompt * samples + sample for prompt in chosen for sample in range(samples)], int)
-        banks = self.banks if len(jax.tree.leaves(weights)[0].sharding.device_set) == 1 else 1
-        shares = [share.tolist() for share in np.array_split(sequences, banks) if len(share)]
+        shares = [share.tolist() for share in np.array_split(sequences, self.banks_for(weights)) if len(share)]
         stop = threading.Event()
         run = partial(self._run, weights, prompts, key, samples, temperature, stop)
         with Threads(len(shares) or 1) as threads:
@@ -170,77 +172,62 @@ class Engine:
 
         Draws, and raises, as `generate` of that prompt alone.
         """
-        self._check([prompt])
-        slots = self._fill(weights, self._empty(), [prompt], {0: 0}, key, 1)
+        self._check_length(prompt, self.limits.max_prompt, "prompt 0")
+        bank = Bank(self, weights, key, reuse=False)
+        bank.submit(0, Request(prompt, 0, self.limits.max_response, temperature))
         given = 0
-        while True:
-            slots = self._decode(weights, slots, jnp.float32(temperature))
-            status, count = (int(x[0]) for x in exchange.fetch((slots.status, slots.count)))
-            yield exchange.fetch(slots.tokens)[0, given:count], FINISH.get(status)
-            given = count
-            if status != decode.RUNNING:
+        while bank.busy:
+            for _, completion in bank.poll():
+                yield completion.tokens[given:], completion.finish
                 return
+            new = bank.so_far(0)[0][given:]
+            given += len(new)
+            yield new, None
+
+    def banks_for(self, weights: nnx.State) -> int:
+        """How many banks serve these weights at once: one where they lie on several devices."""
+        return self.banks if len(jax.tree.leaves(weights)[0].sharding.device_set) == 1 else 1
+
+    def check(self, request: Request) -> None:
+        """Whether a request can be served.
+
+        Raises:
+          ValueError: a prompt that is empty or leaves no room for a response, a seed of more than 32 bits, a negative
+            temperature or length, or experts asked of an engine that keeps none (`Limits.routing`).
+        """
+        self._check_length(request.prompt, self.limits.positions - 1, "the prompt")
+        if not 0 <= request.seed < 2**32:
+            raise ValueError(f"seed={request.seed} is not a number of 32 bits")
+        if request.max_tokens < 1 or request.temperature < 0:
+            raise ValueError(f"max_tokens={request.max_tokens} and temperature={request.temperature} make no response")
+        if request.routing and not self.limits.routing:
+            raise ValueError("routing is asked for, and this engine keeps none (Limits.routing)")
+
+    def _check_length(self, prompt: Sequence[int], most: int, name: str) -> None:
+        if not 1 <= len(prompt) <= most:
+            raise ValueError(f"{name} has {len(prompt)} tokens; the engine takes 1 to {most}")
 
     def _run(self, weights, prompts, key, samples, temperature, stop, share: list[int]) -> list[tuple[int, Completion]]:
         """Generates a share of the sequences in one bank, unless told to stop."""
-        waiting, seated = share[::-1], {}
-        slots, done = None, []
-        while (waiting or seated) and not stop.is_set():
-            newcomers = self._seat(waiting, seated, samples)
-            with self._dispatch:  # so that no two threads compile one program
-                slots = slots or self._empty()
-                if newcomers:
-                    slots = self._fill(weights, slots, prompts, newcomers, key, samples)
-                    seated.update(newcomers)
-                slots = self._decode(weights, slots, jnp.float32(temperature))
-            status, count = exchange.fetch((slots.status, slots.count))
-            finished = [slot for slot in seated if status[slot] != decode.RUNNING]
-            if finished:
-                tokens, logprobs = exchange.fetch((slots.tokens, slots.logprobs))
-                drafts = exchange.fetch((slots.drafted, slots.kept)) if self.limits.draft else None
-            for slot in finished:
-                n = count[slot]
-                drafted, kept = (int(each[slot]) for each in drafts) if drafts else (0, 0)
-                said = tokens[slot, :n].copy(), logprobs[slot, :n].copy()
-                completion = Completion(*said, FINISH[int(status[slot])], drafted, kept)
-                done.append((seated.pop(slot), completion))
+        bank, done = Bank(self, weights, key, reuse=False), []
+        for sequence in share:
+            asked = prompts[sequence // samples], sequence, self.limits.max_response, temperature, self.limits.routing
+            bank.submit(sequence, Request(*asked))
+        while bank.busy and not stop.is_set():
+            done += bank.poll()
         return done
 
-    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
-        for i, prompt in enumerate(prompts):
-            if not 1 <= len(prompt) <= self.limits.max_prompt:
-                raise ValueError(f"prompt {i} has {len(prompt)} tokens; the engine takes 1 to {self.limits.max_prompt}")
-
-    def _seat(self, waiting: list[int], seated: dict[int, int], samples: int) -> dict[int, int]:
-        """Takes sequences off the queue into free slots, as far as one prefill batch of distinct prompts reaches."""
+    def _seat(self, waiting: list[int], free: list[int], prompt_of: Callable[[int], Hashable]) -> dict[int, int]:
+        """Who of the ``waiting`` takes which free slot, as far as one prefill batch of distinct prompts reaches."""
         newcomers: dict[int, int] = {}
-        prompts: set[int] = set()
-        for slot in range(self.limits.slots):
-            if not waiting:
-                break
-            prompt = waiting[-1] // samples
+        prompts: set[Hashable] = set()
+        for slot, ticket in zip(free, waiting, strict=False):
+            prompt = prompt_of(ticket)
             if prompt not in prompts and len(prompts) == self.limits.prefill_batch:
                 break
-            if slot not in seated:
-                prompts.add(prompt)
-                newcomers[slot] = waiting.pop()
+            prompts.add(prompt)
+            newcomers[slot] = ticket
         return newcomers
-
-    def _fill(self, weights, slots, prompts, newcomers: dict[int, int], key, samples: int):
-        limits = self.limits
-        tokens = np.zeros((limits.prefill_batch, limits.max_prompt), np.int32)
-        lengths = np.ones(limits.prefill_batch, np.int32)
-        row_of_slot = np.full(limits.slots, -1, np.int32)
-        ids = np.zeros(limits.slots, np.int32)
-        rows: dict[int, int] = {}
-        for slot, sequence in newcomers.items():
-            prompt = sequence // samples
-            if prompt not in rows:
-                row = rows[prompt] = len(rows)
-                lengths[row] = len(prompts[prompt])
-                tokens[row, : lengths[row]] = prompts[prompt]
-            row_of_slot[slot], ids[slot] = rows[prompt], sequence
-        return self._admit(weights, slots, tokens, lengths, row_of_slot, self._keys(key, ids))
 
 
 # of what attention keeps, the axis of heads beside that of slots

@@ -13,18 +13,17 @@ def draw(
     logits: Float[Array, "slots vocab"],
     uniform: Float[Array, " slots"],
     *,
-    temperature: Float[Array, ""] | float,
+    temperature: Float[Array, " slots"] | float,
     top_p: float,
     top_k: int,
 ) -> tuple[Int[Array, " slots"], Float[Array, " slots"]]:
     """One token a slot, and its log-probability under softmax(logits / temperature).
 
-    ``uniform`` holds the chance: a number in [0, 1) a slot. The log-probability is that of the distribution before
-    top-k and top-p cut it: the one the trainer sees. At temperature 0 the likeliest token is taken and its
-    log-probability is that of softmax(logits).
+    ``uniform`` holds the chance: a number in [0, 1) a slot. All may share a temperature. The log-probability is that of
+    the distribution before top-k and top-p cut it: the one the trainer sees. At temperature 0 the likeliest token is
+    taken and its log-probability is that of softmax(logits).
     """
-    greedy = jnp.asarray(temperature) == 0
-    logits = logits.astype(jnp.float32) / jnp.where(greedy, 1.0, temperature)
+    greedy, logits = _tempered(logits, temperature)
     logits = logits - logits.max(axis=-1, keepdims=True)
     kept = keep_top_p(keep_top_k(logits, top_k), top_p)
     tokens = jnp.where(greedy, likeliest(kept), invert(jnp.exp(kept), uniform))
@@ -33,14 +32,20 @@ def draw(
 
 
 def distribution(
-    logits: Float[Array, "slots vocab"], *, temperature: Float[Array, ""] | float, top_p: float, top_k: int
+    logits: Float[Array, "slots vocab"], *, temperature: Float[Array, " slots"] | float, top_p: float, top_k: int
 ) -> tuple[Float[Array, "slots vocab"], Float[Array, "slots vocab"]]:
     """What `draw` draws from, in full: the probability of each token, and the log-probability that it would report."""
-    greedy = jnp.asarray(temperature) == 0
-    logits = logits.astype(jnp.float32) / jnp.where(greedy, 1.0, temperature)
+    greedy, logits = _tempered(logits, temperature)
     kept = keep_top_p(keep_top_k(logits, top_k), top_p)
     certain = jnp.arange(logits.shape[-1]) == likeliest(kept)[:, None]
-    return jnp.where(greedy, certain, jax.nn.softmax(kept, axis=-1)), jax.nn.log_softmax(logits, axis=-1)
+    return jnp.where(greedy[:, None], certain, jax.nn.softmax(kept, axis=-1)), jax.nn.log_softmax(logits, axis=-1)
+
+
+def _tempered(logits, temperature):
+    """Which slots are greedy, and logits / temperature, those of the greedy as they are."""
+    temperature = jnp.broadcast_to(jnp.asarray(temperature), logits.shape[:1])
+    greedy = temperature == 0
+    return greedy, logits.astype(jnp.float32) / jnp.where(greedy, 1.0, temperature)[:, None]
 
 
 def likeliest(logits: Float[Array, "slots vocab"]) -> Int[Array, " slots"]:

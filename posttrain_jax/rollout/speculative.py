@@ -18,9 +18,21 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from posttrain_jax.models.architecture import LIGHTNING, Architecture
 from posttrain_jax.models.decoder import Cache, Decoder
-from posttrain_jax.rollout.decode import RUNNING, STOPPED, Limits, begin, record, seat
+from posttrain_jax.rollout.decode import (
+    RUNNING,
+    STOPPED,
+    Limits,
+    Part,
+    Seating,
+    begin,
+    cached_before,
+    put,
+    record,
+    seat,
+)
 from posttrain_jax.rollout.sampling import distribution, invert
 
+MARGIN = 1  # tokens that are read again when a slot goes on from what another sequence left
 _SPARE = 2  # cache positions behind the last: of a draft that lies past the end, of an entry that is none
 
 
@@ -42,6 +54,8 @@ class Slots:
     last: Int[Array, " slots"]
     position: Int[Array, " slots"]
     rng: Key[Array, " slots"]
+    temperature: Float[Array, " slots"]
+    longest: Int[Array, " slots"]
     count: Int[Array, " slots"]
     streak: Int[Array, " slots"]
     status: Int[Array, " slots"]
@@ -85,7 +99,7 @@ def empty(model: Decoder, limits: Limits) -> Slots:
     slots, arch = limits.slots, model.arch
     integers = lambda: jnp.zeros(slots, jnp.int32)  # noqa: E731
     return Slots(
-        cache=model.empty_cache(slots, limits.positions + _SPARE),
+        cache=model.empty_cache(slots, limits.positions + _SPARE, limits.routing),
         next_cache=model.empty_next_cache(slots, limits.positions + _SPARE),
         logits=jnp.zeros((slots, arch.vocab), jnp.float32),
         refused=jnp.zeros((slots, arch.vocab), jnp.float32),
@@ -93,6 +107,8 @@ def empty(model: Decoder, limits: Limits) -> Slots:
         last=integers(),
         position=integers(),
         rng=jax.random.split(jax.random.key(0), slots),
+        temperature=jnp.ones(slots, jnp.float32),
+        longest=integers(),
         count=integers(),
         streak=integers(),
         status=jnp.full(slots, STOPPED, jnp.int32),
@@ -108,22 +124,24 @@ def admit(
     slots: Slots,
     prompts: Int[Array, "prefill_batch max_prompt"],
     lengths: Int[Array, " prefill_batch"],
-    row_of_slot: Int[Array, " slots"],
-    rng: Key[Array, " slots"],
+    seating: Seating,
+    limits: Limits,
 ) -> Slots:
     """Prefills prompts in the model and in the draft layer, and starts sequences; see `decode.admit`."""
     positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
     valid = positions < lengths[:, None]
-    trunk, cache = model.extend_trunk(prompts, positions, model.empty_cache(*prompts.shape), valid)
+    trunk, cache = model.extend_trunk(
+        prompts, positions, model.empty_cache(*prompts.shape, routing=limits.routing), valid
+    )
     following = jnp.pad(prompts[:, 1:], ((0, 0), (0, 1)))
     # Entries from the last token on are nonsense until the tokens are there to write them anew.
     _, next_cache = model.extend_next(trunk, following, positions, model.empty_next_cache(*prompts.shape))
     ends = jnp.maximum(lengths[:, None] - jnp.array([2, 1]), 0)
     trunk = jnp.take_along_axis(trunk, ends[:, :, None], axis=1)
-    seated = partial(seat, row_of_slot)
-    new = row_of_slot >= 0
+    seated = partial(seat, seating.row_of_slot)
+    new = seating.row_of_slot >= 0
     return dataclasses.replace(
-        begin(slots, row_of_slot, rng),
+        begin(slots, seating),
         cache=jax.tree.map(seated, slots.cache, cache),
         next_cache=jax.tree.map(seated, slots.next_cache, next_cache),
         logits=seated(slots.logits, model.logits(model.normed(trunk[:, 1]))),
@@ -136,7 +154,40 @@ def admit(
     )
 
 
-def decode(model: Decoder, slots: Slots, temperature: Float[Array, ""], limits: Limits) -> Slots:
+def read(model: Decoder, slots: Slots, part: Part, seating: Seating, limits: Limits) -> Slots:
+    """Reads parts of prompts in the model and in the draft layer; see `decode.read`.
+
+    The draft layer's entry at a token waits for the token after it, so a part writes those from the token before its
+    first. The trunk there is at hand where a slot ``goes_on``; elsewhere the entry must be there, and it is where the
+    part starts `MARGIN` before what the source holds ends or differs. The last two tokens must be among those read.
+    """
+    before = cached_before(model, slots, part, limits)
+    next_before = jax.tree.map(lambda memory: memory[part.source], slots.next_cache)
+    trunk, cache = model.extend_trunk(part.tokens, part.positions, before, part.valid)
+    trunk = jnp.concatenate([slots.trunk[part.source], trunk], axis=1)
+    known = part.valid & (part.goes_on[:, None] | (jnp.arange(part.tokens.shape[1]) > 0))
+    entries = jnp.where(known, part.positions - 1, limits.positions + 1)
+    _, next_cache = model.extend_next(trunk[:, 1:-1], part.tokens, entries, next_before)
+    ends = part.lengths[:, None] + jnp.arange(2)
+    trunk = jnp.take_along_axis(trunk, ends[:, :, None], axis=1)
+    last = jnp.take_along_axis(part.tokens, jnp.maximum(part.lengths - 1, 0)[:, None], axis=1)[:, 0]
+    new = seating.row_of_slot >= 0
+    into = partial(put, part.slot)
+    return dataclasses.replace(
+        begin(slots, seating),
+        cache=jax.tree.map(into, slots.cache, cache),
+        next_cache=jax.tree.map(into, slots.next_cache, next_cache),
+        logits=into(slots.logits, model.logits(model.normed(trunk[:, 1]))),
+        refused=jnp.where(new[:, None], 0, slots.refused),
+        trunk=into(slots.trunk, trunk),
+        last=into(slots.last, jnp.where(part.lengths > 0, last, slots.last[part.source])),
+        position=into(slots.position, part.start + part.lengths),
+        drafted=jnp.where(new, 0, slots.drafted),
+        kept=jnp.where(new, 0, slots.kept),
+    )
+
+
+def decode(model: Decoder, slots: Slots, limits: Limits) -> Slots:
     """Takes up to ``decode_chunk`` steps, each of one token or two, in every running slot."""
 
     def go_on(carry):
@@ -145,13 +196,13 @@ def decode(model: Decoder, slots: Slots, temperature: Float[Array, ""], limits: 
 
     def one(carry):
         step, slots = carry
-        return step + 1, _step(model, slots, temperature, limits)
+        return step + 1, _step(model, slots, limits)
 
     return jax.lax.while_loop(go_on, one, (0, slots))[1]
 
 
-def _step(model: Decoder, slots: Slots, temperature: Float[Array, ""], limits: Limits) -> Slots:
-    likely = partial(distribution, temperature=temperature, top_p=limits.top_p, top_k=limits.top_k)
+def _step(model: Decoder, slots: Slots, limits: Limits) -> Slots:
+    likely = partial(distribution, temperature=slots.temperature, top_p=limits.top_p, top_k=limits.top_k)
     running, index = slots.status == RUNNING, jnp.arange(limits.slots)
 
     p, logprobs = likely(slots.logits)
@@ -176,14 +227,15 @@ def _step(model: Decoder, slots: Slots, temperature: Float[Array, ""], limits: L
     new = record(new, draft, logprobs[index, draft], kept, limits)
 
     one, two = kept[:, None], kept[:, None, None]
+    one_further = jnp.stack([slots.trunk[:, 1], trunk[:, 0]], axis=1)
     return dataclasses.replace(
         new,
         cache=cache,
         next_cache=next_cache,
         logits=jnp.where(one, logits[:, 1], logits[:, 0]),
         refused=jnp.where(one, 0, q),
-        trunk=jnp.where(two, trunk, jnp.stack([slots.trunk[:, 1], trunk[:, 0]], axis=1)),
-        last=jnp.where(kept, draft, token),
+        trunk=jnp.where(running[:, None, None], jnp.where(two, trunk, one_further), slots.trunk),
+        last=jnp.where(running, jnp.where(kept, draft, token), slots.last),
         position=slots.position + running + kept,
         drafted=slots.drafted + judged,
         kept=slots.kept + kept,

@@ -136,6 +136,7 @@ class Rollout:
     max_response: int = setting(64, "longest response in tokens", minimum=1)
     decode_chunk: int = setting(16, "tokens decoded between two looks at what has finished", minimum=1)
     prefill_batch: int = setting(8, "prompts prefilled together", minimum=1)
+    read_chunk: int = setting(64, "tokens read together of prompts that go on from what is cached", minimum=2)
     draft: bool = setting(False, "speculative decoding by the layer of multi-token prediction, where a model has one")
     sharded: bool = setting(
         False, "all devices decode together, weights and caches split; or each process alone, on its first device"
@@ -263,6 +264,10 @@ class RL:
     length: int = setting(256, "tokens in a packed training row", minimum=8)
     microbatch_rows: int = setting(8, "rows in one forward and backward pass", minimum=1)
     objective: Objective = dataclasses.field(default_factory=Objective)
+    mismatch_alarm: float = setting(
+        0.1, "mean |log π_trainer - log π_sampler| of a step that is warned of; 0 is off", minimum=0.0
+    )
+    replay_routing: bool = setting(False, "train through the experts that the sampler's tokens went to (R3)")
     format_reward: float = setting(0.1, "reward of a well-formed but wrong answer", minimum=0.0)
     overlong_buffer: int = setting(16, "tokens before the limit over which the length penalty grows", minimum=0)
     overlong_penalty: float = setting(0.5, "penalty at the length limit", minimum=0.0)

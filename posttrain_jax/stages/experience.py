@@ -101,7 +101,10 @@ def within(budget: int | None, completion: Completion) -> Completion:
     """The response, cut off where its budget of tokens ends (Kimi K2, arXiv 2507.20534, section 3.2.3), if any."""
     if budget is None or len(completion.tokens) <= budget:
         return completion
-    return Completion(completion.tokens[:budget], completion.logprobs[:budget], "budget")
+    over = len(completion.tokens) - budget
+    versions, routing = (None if x is None else x[:-over] for x in (completion.versions, completion.routing))
+    tokens, logprobs = completion.tokens[:budget], completion.logprobs[:budget]
+    return Completion(tokens, logprobs, "budget", versions=versions, routing=routing)
 
 
 def shaped(group: list[Trajectory], settings: RL, longest: int) -> list[Trajectory]:

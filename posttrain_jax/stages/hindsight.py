@@ -41,13 +41,13 @@ def make_hindsight(graph: nnx.GraphDef, settings: RL, mesh: Mesh | None = None) 
         policy, critic = split_critic(weights)
         where = tuple(microbatch[name] for name in ("tokens", "positions", "segment_ids"))
 
-        def logprobs_and_hidden(policy):
+        def logprobs_and_hidden(policy, replayed=None):
             model = nnx.merge(graph, policy)
-            hidden = model.hidden(*where)
+            hidden = model.hidden(*where, replayed)
             return token_logprobs(hidden, model.head[...], microbatch["targets"], temperature=temperature)[0], hidden
 
         found = {}
-        own, hidden = logprobs_and_hidden(policy)
+        own, hidden = logprobs_and_hidden(policy, microbatch.get("routing"))
         if own_wanted:
             found |= {"old_logprobs": own, "sampler_logprobs": microbatch["old_logprobs"]}
         if reference_wanted:

@@ -40,9 +40,10 @@ def watched_trunk(
 ) -> tuple[Float[Array, "batch length hidden"], Float[Array, ""] | float, dict[str, Any]]:
     """The model's trunk, what its routing adds to the loss, and metrics; ``watch`` says what is looked at."""
     tokens, positions, segment_ids = (batch[name] for name in ("tokens", "positions", "segment_ids"))
+    replayed = batch.get("routing")
     loads = bool(watch.router.balance_weight or watch.router.bias_rate)
     if not (loads or watch.logits):
-        return model.trunk(tokens, positions, segment_ids), 0.0, {}
+        return model.trunk(tokens, positions, segment_ids, replayed), 0.0, {}
 
     def look(seen: Seen):
         found = {}
@@ -54,7 +55,7 @@ def watched_trunk(
             found["peaks"] = seen.peaks
         return found
 
-    trunk, stacks = model.watched_trunk(tokens, positions, segment_ids, look)
+    trunk, stacks = model.watched_trunk(tokens, positions, segment_ids, look, replayed)
     layers = {f"stacks/{s}/{p}": found for s, stack in enumerate(stacks) for p, found in enumerate(stack)}
     balance, metrics = 0.0, {}
     if loads:

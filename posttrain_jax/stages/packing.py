@@ -33,13 +33,16 @@ def pack(
     Returns:
       How many microbatches are filled, and ``[capacity, rows, length]`` arrays: ``tokens``, ``targets`` (the next
       token), ``positions`` and ``segment_ids`` (0 is padding), ``mask`` (1 where the target was sampled), and there
-      ``old_logprobs``, ``advantages`` and ``weights``, and the reward where a response ends (``rewards``).
+      ``old_logprobs``, ``advantages`` and ``weights``, and the reward where a response ends (``rewards``). Where the
+      responses tell their experts, these as ``routing`` too, ``[capacity, rows, length, layers, experts_per_token]``.
     """
     shape = (capacity * rows, length)
     integers = {name: np.zeros(shape, np.int32) for name in ("tokens", "targets", "positions", "segment_ids")}
     floats = {
         name: np.zeros(shape, np.float32) for name in ("mask", "weights", "old_logprobs", "advantages", "rewards")
     }
+    told = [t.completion.routing for t, _ in responses if t.completion.routing is not None]
+    routing = {"routing": np.full((*shape, *told[0].shape[1:]), -1, np.int16)} if told else {}
     fit = FirstFit(length)
     for (trajectory, advantage), weight in zip(responses, weights or [1.0] * len(responses), strict=True):
         prompt, completion = trajectory.prompt, trajectory.completion
@@ -57,7 +60,10 @@ def pack(
         floats["rewards"][row, here.stop - 1] = trajectory.reward
         floats["old_logprobs"][row, sampled] = completion.logprobs
         floats["advantages"][row, sampled] = advantage
-    cut = {name: array.reshape(capacity, rows, length) for name, array in (integers | floats).items()}
+        if completion.routing is not None:
+            routing["routing"][row, here] = completion.routing[: len(whole) - 1]
+    arrays = {**integers, **floats, **routing}
+    cut = {name: array.reshape(capacity, rows, length, *array.shape[2:]) for name, array in arrays.items()}
     return -(-len(fit) // rows), cut
 
 

@@ -247,6 +247,13 @@ class Run:
         self.recorder.samples(stage, step.number, step.samples)
         bar.update(step.number, {**metrics, **timing})
         self.progress.seconds[stage] = self.progress.seconds.get(stage, 0.0) + seconds
+        alarm, apart = self.recipe.rl.mismatch_alarm, metrics.get("mismatch", 0.0)
+        if alarm and apart > alarm:
+            self.screen.warn(
+                f"{stage} step {step.number}: sampler and trainer disagree by {apart:.3g} nats a token on average"
+                f" (99 % below {metrics['mismatch_p99']:.3g}, at most {metrics['mismatch_max']:.3g};"
+                f" rl.mismatch_alarm={alarm:g})"
+            )
         bad = int(metrics.get("bad_in_a_row", 0))
         if bad:
             self.screen.warn(f"{stage} step {step.number}: not finite, update skipped ({bad} in a row)")

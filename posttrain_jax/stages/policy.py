@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -15,7 +14,7 @@ from posttrain_jax.objectives.gspo import gspo
 from posttrain_jax.objectives.kimi import k1_5, k2, k2_5
 from posttrain_jax.objectives.kl import kl_estimate
 from posttrain_jax.objectives.likelihood import negative_log_likelihood
-from posttrain_jax.objectives.mismatch import kept_on_policy, truncated_importance
+from posttrain_jax.objectives.mismatch import disagreement, kept_on_policy, truncated_importance
 from posttrain_jax.objectives.reinforce import reinforce
 from posttrain_jax.objectives.value import clipped_value_loss
 from posttrain_jax.parallel.logprobs import token_logprobs
@@ -123,10 +122,8 @@ def make_loss(graph: nnx.GraphDef, settings: RL, watch: Watch = NOTHING) -> Loss
             value, metrics = value + own.value_weight * metrics["value_loss"], {**metrics, **told}
 
         sampled = batch.get("sampler_logprobs", batch["old_logprobs"])
-        difference = abs(jax.lax.stop_gradient(logprobs) - sampled)
         metrics["entropy"] = (entropy * batch["mask"]).sum() / total
-        metrics["mismatch"] = (difference * batch["mask"]).sum() / total
-        return value, metrics
+        return value, metrics | disagreement(logprobs, sampled, batch["mask"], total=total)
 
     return loss
 

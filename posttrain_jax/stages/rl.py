@@ -17,6 +17,7 @@ from posttrain_jax.data.curriculum import Curriculum
 from posttrain_jax.data.pipeline import Batches
 from posttrain_jax.objectives.advantages import group_advantages, leave_one_out
 from posttrain_jax.objectives.aggregation import token_weights
+from posttrain_jax.objectives.mismatch import SPREAD, percentile
 from posttrain_jax.parallel import mesh as meshes
 from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.run.recipe import RL, Tasks
@@ -51,7 +52,8 @@ def train(
 
     A step's randomness is ``fold_in(key, step)``; with the weights, the curriculum, ``draws`` and the position in the
     SFT data (all in the cursor) that fixes everything it does. The metric ``mismatch`` is the mean
-    |log π_trainer - log π_sampler| before the first update: what the two implementations of one model disagree by.
+    |log π_trainer - log π_sampler| before the first update: what the two implementations of one model disagree by. Its
+    99th percentile, its largest and the divergence stand beside it.
     """
     loss = make_loss(graph, settings, optimizing.watch)
     update = make_update(optimizing.optimizer, loss, state, optimizing.after, optimizing.overlap)
@@ -140,11 +142,17 @@ def _advantages(
 
 
 def _summarise(updates: list[dict]) -> dict:
-    """Means over a step's updates; the mismatch is that of the first, whose weights are the sampler's own."""
+    """Means over a step's updates; the mismatches are those of the first, whose weights are the sampler's own."""
     if not updates:
         return {}
     first, last = updates[0], updates[-1]
     counts = {name: last[name] for name in ("skipped", "bad_in_a_row")}
-    names = first.keys() - counts.keys() - {"tokens", "mismatch"}
+    apart = {name: first[name] for name in ("mismatch", "mismatch_kl")}
+    names = first.keys() - counts.keys() - apart.keys() - {"tokens", SPREAD}
     means = {name: sum(u[name] for u in updates) / len(updates) for name in sorted(names)}
-    return {**means, "mismatch": first["mismatch"], **counts}
+    return {**means, **apart, **_percentiles(first[SPREAD]), **counts}
+
+
+@jax.jit
+def _percentiles(spread: Float[Array, " classes"]) -> dict[str, Float[Array, ""]]:
+    return {"mismatch_p99": percentile(spread, 0.99), "mismatch_max": percentile(spread, 1.0)}

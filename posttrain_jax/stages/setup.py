@@ -45,6 +45,8 @@ def make_engine(
         decode_chunk=recipe.rollout.decode_chunk,
         prefill_batch=recipe.rollout.prefill_batch,
         draft=recipe.rollout.draft and bool(recipe.model.mtp_layers),
+        read_chunk=recipe.rollout.read_chunk,
+        routing=recipe.rl.replay_routing,
         stop_tokens=tuple(chat.stop_tokens),
         top_p=recipe.rl.sampling.top_p,
         top_k=recipe.rl.sampling.top_k,

@@ -88,3 +88,20 @@ def test_nothing_to_pack_is_no_microbatch():
 def test_a_response_longer_than_a_row_is_refused():
     with pytest.raises(ValueError, match="17 tokens does not fit a row of 16"):
         pack([(trajectory(9, 9), 1.0)], rows=1, length=LENGTH, capacity=1)
+
+
+def test_experts_lie_beside_the_tokens_they_took():
+    """-1 in padding, and the last token of a response, which nothing is predicted from, is left out."""
+    rng = np.random.default_rng(0)
+    told = []
+    for prompt, response in ((3, 4), (5, 6), (2, 2)):
+        routing = rng.integers(0, 8, (prompt + response, 3, 2)).astype(np.int32)
+        one = trajectory(prompt, response)
+        told.append((dataclasses.replace(one, completion=dataclasses.replace(one.completion, routing=routing)), 1.0))
+    _, batch = pack(told, rows=1, length=LENGTH, capacity=3)
+    assert batch["routing"].shape == (3, 1, LENGTH, 3, 2)
+    flat = batch["routing"].reshape(3, LENGTH, 3, 2)
+    first, second, third = (t.completion.routing[:-1] for t, _ in told)
+    np.testing.assert_array_equal(flat[0], np.concatenate([first, second]))
+    np.testing.assert_array_equal(flat[1, :3], third)
+    assert (flat[1, 3:] == -1).all() and (flat[2] == -1).all()
