@@ -18,6 +18,7 @@ import run_directory
 from absl import flags
 
 from posttrain_jax.data import tasks
+from posttrain_jax.environments import worlds
 from posttrain_jax.errors import UserError
 from posttrain_jax.run.recipe import Recipe
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     names = tuple(values.tasks) or recipe.tasks.names or tasks.TASKS
     level = recipe.tasks.max_level if values.max_level is None else values.max_level
     seed = recipe.tasks.seed if values.seed is None else values.seed
-    problems = tasks.heldout(names, level, values.problems or recipe.evaluation.problems, seed)
+    problems = worlds.heldout(names, level, values.problems or recipe.evaluation.problems, seed)
     command_line.prepare_jax()
     return processes.together(values, workdir, lambda: _answer(values, recipe, workdir, problems, names, level, seed))
 
@@ -68,6 +69,7 @@ def _answer(
         system=recipe.tasks.system,
         samples=values.samples,
         temperature=values.temperature,
+        episodes=recipe.episodes,
     )
     if jax.process_index() != 0:
         return 0

@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -28,6 +28,7 @@ Record = dict[str, Any]
 
 KINDS = "'tasks', 'jsonl:PATH' or 'tfds:NAME[:SPLIT]'"
 GUESSING = "just a guess"  # all the thinking of a careless demonstration
+Demonstration = Callable[[int, int, int], Record]  # of a level, an index and a seed
 TASK_RECORDS = 2**31  # the most that Grain shuffles, and more than a run reads
 
 
@@ -51,6 +52,7 @@ def open(
     system: str = "",
     seed: int = 0,
     careful_share: float = 1.0,
+    demonstrations: Mapping[str, Demonstration] | None = None,
 ) -> Source:
     """The source that ``spec`` names: 'tasks', 'jsonl:PATH' (also .jsonl.gz) or 'tfds:NAME[:SPLIT]'.
 
@@ -61,13 +63,14 @@ def open(
       system: system message of every conversation that brings none; empty adds none.
       seed: of the task generators ('tasks' only).
       careful_share: part of the records worked in steps; the others guess ('tasks' only).
+      demonstrations: by name, the records of what is not in `data.tasks` ('tasks' only).
 
     Raises:
       UserError: an unknown kind, a missing or empty data set, or a record that is not a conversation.
     """
     kind, _, rest = spec.partition(":")
     if spec == "tasks":
-        return TaskSource(names or tasks.TASKS, max_level, system, seed, careful_share)
+        return TaskSource(names or tasks.TASKS, max_level, system, seed, careful_share, demonstrations)
     if kind == "jsonl" and rest:
         return JsonlSource(rest, system)
     if kind == "tfds" and rest:
@@ -133,9 +136,19 @@ class TaskSource:
 
     A record's hash decides whether it is demonstrated with care, as ``careful_share`` of them are: worked in steps, and
     right. The others guess: they give the answer to another problem of the kind, which is right by chance alone.
+    ``demonstrations`` are all careful.
     """
 
-    def __init__(self, names: Sequence[str], max_level: int, system: str, seed: int, careful_share: float = 1.0):
+    def __init__(
+        self,
+        names: Sequence[str],
+        max_level: int,
+        system: str,
+        seed: int,
+        careful_share: float = 1.0,
+        demonstrations: Mapping[str, Demonstration] | None = None,
+    ):
+        self._demonstrations = demonstrations or {}
         self._cells = [(name, level) for level in range(max_level + 1) for name in names]
         self._system, self._seed, self._careful_share = system, seed, careful_share
 
@@ -144,6 +157,9 @@ class TaskSource:
 
     def __getitem__(self, index: int) -> Record:
         number, cell = divmod(index, len(self._cells))
+        name, level = self._cells[cell]
+        if name in self._demonstrations:
+            return conversation(self._demonstrations[name](level, number, self._seed), system="")
         problem = tasks.problem(*self._cells[cell], index=number, split="train", seed=self._seed)
         careful = xxhash.xxh32_intdigest(f"{self._seed}/{index}".encode()) < self._careful_share * 2**32
         if careful:

@@ -156,16 +156,19 @@ def problem(name: str, level: int, index: int, split: str = "train", seed: int =
     task, generator = _task(name), _generator(name, level, seed)
     for attempt in range(ATTEMPTS):
         entry = generator[index * ATTEMPTS + attempt]
-        if _split(task.asks(entry)) == split and task.usable(entry):
+        if split_of(task.asks(entry)) == split and task.usable(entry):
             answer = str(entry["answer"])
             return Problem(name, level, index, entry["question"].strip(), answer, task.solution(entry), entry)
     raise UserError(f"task {name!r} has no {split} question at level {level}")
 
 
-def heldout(names: Sequence[str], max_level: int, count: int, seed: int) -> list[Problem]:
+def heldout(
+    names: Sequence[str], max_level: int, count: int, seed: int, draw: Callable[..., Problem] = problem
+) -> list[Problem]:
     """``count`` held-out problems without repeats, dealt evenly over tasks and levels 0 … ``max_level``.
 
-    A task whose levels hold too few different questions gives its places to the others.
+    ``draw`` gives a problem, as `problem` does. A task whose levels hold too few different questions gives its places
+    to the others.
 
     Raises:
       UserError: all tasks together have fewer questions.
@@ -175,7 +178,7 @@ def heldout(names: Sequence[str], max_level: int, count: int, seed: int) -> list
     chosen: dict[str, Problem] = {}
     while len(chosen) < count and cells:
         for cell in tuple(cells):
-            fresh = _next_new(cell, drawn, chosen, seed)
+            fresh = _next_new(cell, drawn, chosen, seed, draw)
             if fresh is None:
                 cells.remove(cell)
             elif len(chosen) < count:
@@ -194,10 +197,14 @@ def score(problem: Problem, answer: str) -> float:
 
 
 def _next_new(
-    cell: tuple[str, int], drawn: dict[tuple[str, int], int], chosen: Mapping[str, Problem], seed: int
+    cell: tuple[str, int],
+    drawn: dict[tuple[str, int], int],
+    chosen: Mapping[str, Problem],
+    seed: int,
+    draw: Callable[..., Problem],
 ) -> Problem | None:
     for _ in range(64):
-        found = problem(*cell, index=drawn[cell], split="heldout", seed=seed)
+        found = draw(*cell, index=drawn[cell], split="heldout", seed=seed)
         drawn[cell] += 1
         if found.question not in chosen:
             return found
@@ -219,5 +226,6 @@ def _generator(name: str, level: int, seed: int) -> Any:
     return reasoning_gym.create_dataset(name, seed=own << 64, size=2**62, **_task(name).settings(level))
 
 
-def _split(asked: str) -> str:
+def split_of(asked: str) -> str:
+    """The split that a question belongs to."""
     return SPLITS[xxhash.xxh64_intdigest(" ".join(asked.split()).encode()) % HELDOUT_SHARE == 0]

@@ -36,6 +36,7 @@ class Budget:
       seconds: on the agent's clock, looked at before each answer; no bound if None.
       penalty: added to the reward when one of these has run out.
       keep: latest tool results that stay visible when the context is full.
+      segments: times that the context may be filled; 1 means that nothing is hidden.
     """
 
     turns: int
@@ -45,6 +46,7 @@ class Budget:
     seconds: float | None = None
     penalty: float = -0.5
     keep: int = 3
+    segments: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +142,8 @@ class Agent:
         for turn in range(self.budget.turns):
             if self.budget.seconds is not None and self.clock() - began >= self.budget.seconds:
                 return over("seconds", info)
-            if len(talk.prompt) + min(self.budget.answer, self.budget.tokens - sampled) > self.budget.context:
+            full = len(talk.prompt) + min(self.budget.answer, self.budget.tokens - sampled) > self.budget.context
+            if full and (self.budget.segments is None or len(talk.segments) < self.budget.segments):
                 talk.hide(self.budget.keep)
             room = {
                 "tokens": self.budget.tokens - sampled,

@@ -57,11 +57,8 @@ class Shop:
 
     async def reset(self, seed: int) -> Observation:
         """A new shop and an order."""
-        rng = random.Random(f"shop/{self._level}/{seed}")
-        prices = rng.sample(range(1, 30), len(ITEMS))  # no two alike: there is one cheapest
-        self.shelves = {item: Shelf(price, rng.randint(1, 9)) for item, price in zip(ITEMS, prices, strict=True)}
         self.basket, self.paid = collections.Counter(), False
-        self._order = ordered(self.shelves, self._level, rng)
+        self.shelves, self._order = opened(self._level, seed)
         return Observation([{"role": "user", "content": self._order.text}], self._toolbox.declarations)
 
     async def step(self, message: Message) -> Step:
@@ -113,6 +110,19 @@ class Shop:
 
     def _listed(self) -> str:
         return ", ".join(f"{count} {item}" for item, count in (+self.basket).items()) or "empty"
+
+
+def opened(level: int, seed: int) -> tuple[dict[str, Shelf], Order]:
+    """The shelves and the order of an episode."""
+    rng = random.Random(f"shop/{level}/{seed}")
+    prices = rng.sample(range(1, 30), len(ITEMS))  # no two alike: there is one cheapest
+    shelves = {item: Shelf(price, rng.randint(1, 9)) for item, price in zip(ITEMS, prices, strict=True)}
+    return shelves, ordered(shelves, level, rng)
+
+
+def question(level: int, seed: int) -> str:
+    """The order of an episode, in words."""
+    return opened(level, seed)[1].text
 
 
 def ordered(shelves: dict[str, Shelf], level: int, rng: random.Random) -> Order:

@@ -75,10 +75,11 @@ def _update(recipe: Recipe, stage: str, mesh: Mesh) -> Program:
         reference = weights if objective.kl_weight else None
         weights = jax.eval_shape(with_critic, weights) if objective.name == "ppo" else weights
         limit = recipe.rollout.max_prompt + recipe.rollout.max_response
-        turns = capacity(recipe.rl, limit)
+        turns = capacity(recipe.rl, limit, recipe.episodes.segments)
         turns += -(-objective.ptx_rows // recipe.rl.microbatch_rows) if objective.ptx_weight else 0
         floats = (
             *FLOATS,
+            *(("fresh",) if recipe.rl.carry_over else ()),
             *(("ptx",) if objective.ptx_weight else ()),
             *(("reference",) if objective.kl_weight else ()),
             *(("sampler_logprobs",) if objective.sampler_cap else ()),

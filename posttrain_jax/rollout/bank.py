@@ -78,6 +78,13 @@ class Bank:
         """All tokens from here on are drawn with other weights (from `Engine.load`)."""
         self.weights, self.version = weights, version
 
+    def clear(self) -> None:
+        """Forgets every request and all that slots hold."""
+        self.seats = [Seat() for _ in self.seats]
+        self.waiting.clear()
+        self._asked.clear()
+        self._slots = None
+
     def poll(self) -> list[tuple[int, Completion]]:
         """Seats who waits, reads a part of long prompts, decodes a chunk of tokens.
 
@@ -96,13 +103,18 @@ class Bank:
                 self._slots = self.engine._decode(self.weights, self._slots)
         return self._collect(running) if running else []
 
-    def so_far(self, ticket: int) -> tuple[Int32[np.ndarray, " tokens"], Float32[np.ndarray, " tokens"]]:
-        """What a request has drawn until now, and the log-probabilities."""
-        for slot, seat in enumerate(self.seats):
-            if seat.ticket == ticket and seat.drawn:
-                tokens, logprobs = exchange.fetch((self._slots.tokens, self._slots.logprobs))
-                return tokens[slot, : seat.drawn[-1][0]].copy(), logprobs[slot, : seat.drawn[-1][0]].copy()
-        return NONE, NONE.astype(np.float32)
+    def so_far(self) -> dict[int, tuple[Int32[np.ndarray, " tokens"], Float32[np.ndarray, " tokens"]]]:
+        """What each request that sits has drawn until now, and the log-probabilities."""
+        sitting = [(slot, seat) for slot, seat in enumerate(self.seats) if seat.ticket is not None and seat.drawn]
+        if not sitting:
+            return {}
+        tokens, logprobs = exchange.fetch((self._slots.tokens, self._slots.logprobs))
+        counts = {slot: seat.drawn[-1][0] for slot, seat in sitting}
+        return {
+            seat.ticket: (tokens[slot, : counts[slot]].copy(), logprobs[slot, : counts[slot]].copy())
+            for slot, seat in sitting
+            if seat.ticket is not None
+        }
 
     def prefix(self, prompt: np.ndarray) -> tuple[int, int]:
         """The slot that holds the longest prefix of a prompt that can be used again, and its length.

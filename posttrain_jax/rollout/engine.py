@@ -180,7 +180,7 @@ class Engine:
             for _, completion in bank.poll():
                 yield completion.tokens[given:], completion.finish
                 return
-            new = bank.so_far(0)[0][given:]
+            new = next(tokens for tokens, _ in bank.so_far().values())[given:]
             given += len(new)
             yield new, None
 

@@ -62,6 +62,9 @@ class Account:
     drawn: int = 0
     places: int = 0
 
+    def __add__(self, other: Account) -> Account:
+        return Account(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)))
+
     @property
     def busy(self) -> float:
         """The share of slots that drew a token in a step of decoding."""

@@ -53,8 +53,7 @@ class Service:
     @property
     def account(self) -> Account:
         """What the banks have done, added up."""
-        each = [worker.bank.account for worker in self._workers]
-        return Account(*(sum(getattr(one, name) for one in each) for name in ("read", "reused", "drawn", "places")))
+        return sum((worker.bank.account for worker in self._workers), Account())
 
     async def complete(self, request: Request) -> Completion:
         """The response to one request; others are served meanwhile. If the caller is cancelled, so is the request.
@@ -158,9 +157,10 @@ class _Worker(threading.Thread):
             future, _ = self._open.pop(ticket)
             if future.set_running_or_notify_cancel():
                 future.set_result(completion)
-        for ticket, (_, watch) in list(self._open.items()):
-            if watch:
-                watch(*self.bank.so_far(ticket))
+        watched = {ticket: watch for ticket, (_, watch) in list(self._open.items()) if watch}
+        for ticket, (tokens, logprobs) in (self.bank.so_far() if watched else {}).items():
+            if ticket in watched:
+                watched[ticket](tokens, logprobs)
 
     def _end(self, reason: str) -> None:
         """Tells everyone who waits."""

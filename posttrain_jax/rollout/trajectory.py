@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
@@ -18,6 +19,39 @@ class Turn:
     start: int
     end: int
     finish: str
+
+
+class Segment(NamedTuple):
+    """What is trained in one piece.
+
+    Attributes:
+      tokens: what was read and what was sampled.
+      sampled: which they are.
+      logprobs: of the sampled tokens, under the distribution they were drawn from; 0 elsewhere.
+      versions: number of the policy that drew each token; -1 where none did or the sampler does not say.
+      routing: the experts that each token was sent to, where they were asked for; -1 where unknown.
+    """
+
+    tokens: Int32[np.ndarray, " length"]
+    sampled: Bool[np.ndarray, " length"]
+    logprobs: Float32[np.ndarray, " length"]
+    versions: Int32[np.ndarray, " length"]
+    routing: Int32[np.ndarray, "length layers experts_per_token"] | None = None
+
+
+def answer(prompt: Sequence[int], completion: Completion) -> Segment:
+    """One answer to one prompt."""
+    before, count = np.asarray(prompt, np.int32), len(completion.tokens)
+    unknown = np.full(len(before) + count, -1, np.int32)
+    if completion.versions is not None:
+        unknown[len(before) :] = completion.versions
+    return Segment(
+        np.concatenate([before, completion.tokens]),
+        np.arange(len(before) + count) >= len(before),
+        np.concatenate([np.zeros(len(before), np.float32), completion.logprobs]),
+        unknown,
+        completion.routing,
+    )
 
 
 class Trajectory:
@@ -98,6 +132,23 @@ class Trajectory:
             if completion.versions is not None:
                 versions[turn.start : turn.end] = completion.versions
         return versions
+
+    @property
+    def routing(self) -> Int32[np.ndarray, "length layers experts_per_token"] | None:
+        """The experts that each token was sent to, told by the answer that it is part of or was read for."""
+        told = [(turn, c.routing) for turn, c in self._parts if c.routing is not None]
+        if not told:
+            return None
+        routing = np.full((len(self), *told[0][1].shape[1:]), -1, np.int32)
+        done = 0
+        for turn, own in told:
+            routing[done : turn.end], done = own[done : turn.end], turn.end
+        return routing
+
+    @property
+    def segment(self) -> Segment:
+        """The arrays above together."""
+        return Segment(self.tokens, self.mask, self.logprobs, self.versions, self.routing)
 
 
 def _shared(left: Sequence[int], right: Sequence[int]) -> int:

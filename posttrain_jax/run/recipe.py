@@ -260,6 +260,9 @@ class RL:
     prompts: int = setting(32, "groups with reward variance trained on in a step", minimum=1)
     group_size: int = setting(8, "responses sampled for a prompt", minimum=2)
     max_rounds: int = setting(3, "dynamic sampling: batches of prompts tried to fill a step", minimum=1)
+    carry_over: int = setting(
+        0, "steps that an unfinished group may go on into; 0: a step waits for its last response", minimum=0
+    )
     minibatches: int = setting(2, "off-policy updates on one rollout batch", minimum=1)
     length: int = setting(256, "tokens in a packed training row", minimum=8)
     microbatch_rows: int = setting(8, "rows in one forward and backward pass", minimum=1)
@@ -283,6 +286,20 @@ class RL:
     promote_at: float = setting(0.8, "curriculum: pass rate at which a task moves up a level", minimum=0.0, maximum=1.0)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     optimizer: Pace = dataclasses.field(default_factory=Pace)
+
+
+@dataclasses.dataclass(frozen=True)
+class Episodes:
+    """What an agent may use in a world, beside ``rollout.max_response`` for an answer and the positions of a slot."""
+
+    turns: int = setting(8, "answers", minimum=1)
+    tokens: int = setting(0, "sampled tokens in all; 0 is no limit of its own", minimum=0)
+    seconds: float = setting(0.0, "time; 0 is no limit. With one, a run does not repeat bit for bit", minimum=0.0)
+    penalty: float = setting(0.5, "taken from the reward when one of them has run out", minimum=0.0)
+    keep: int = setting(3, "latest tool results that stay when older ones are hidden to make room", minimum=0)
+    segments: int = setting(1, "times that the context may be filled; with 1 nothing is hidden", minimum=1)
+    thinking: bool = setting(True, "reasoning before an answer")
+    reuse: bool = setting(True, "a turn reads what is new in its prompt, and not all of it again")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,6 +344,7 @@ class Recipe:
     sft: SFT = dataclasses.field(default_factory=SFT)
     rollout: Rollout = dataclasses.field(default_factory=Rollout)
     rl: RL = dataclasses.field(default_factory=RL)
+    episodes: Episodes = dataclasses.field(default_factory=Episodes)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     run: Upkeep = dataclasses.field(default_factory=Upkeep)
 

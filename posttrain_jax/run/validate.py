@@ -208,6 +208,11 @@ def _rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             ("rl.objective.cispo.min_ratio", "rl.objective.cispo.max_ratio"),
             f"config.rl.objective.cispo.min_ratio={cispo.min_ratio}: above max_ratio={cispo.max_ratio} beside it",
         )
+    if rl.carry_over and recipe.rollout.sharded:
+        yield (
+            ("rl.carry_over", "rollout.sharded"),
+            f"config.rl.carry_over={rl.carry_over}: not with config.rollout.sharded=True; the nearest is 0",
+        )
     if rl.minibatches > rl.prompts:
         yield (
             ("rl.minibatches", "rl.prompts"),
@@ -227,8 +232,15 @@ def _name_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     lists: list[tuple[str, tuple, tuple[str, ...]]] = [("stages", recipe.stages, STAGES)]
     if recipe.tasks.names:
         from posttrain_jax.data.tasks import TASKS  # imported when asked for: the generators are slow to load
+        from posttrain_jax.environments.worlds import WORLDS, world
 
-        lists.append(("tasks.names", recipe.tasks.names, TASKS))
+        elsewhere = [name for name in recipe.tasks.names if ":" in name]
+        for name in elsewhere:
+            try:
+                world(name)
+            except UserError as error:
+                yield ("tasks.names",), f"config.{error}"
+        lists.append(("tasks.names", recipe.tasks.names, (*TASKS, *WORLDS, *elsewhere)))
     if not recipe.stages:
         yield ("stages",), f"config.stages=(): nothing to do; name one or both of {', '.join(STAGES)}"
     budgets = [budget.partition("=") for budget in recipe.rl.budgets]

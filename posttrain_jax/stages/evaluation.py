@@ -10,8 +10,13 @@ from flax import nnx
 
 from posttrain_jax.chat.format import Chat
 from posttrain_jax.data.tasks import Problem
+from posttrain_jax.environments import worlds
 from posttrain_jax.rollout.engine import Engine
-from posttrain_jax.stages.experience import Trajectory, judge_all, prompt_tokens
+from posttrain_jax.run.recipe import Episodes
+from posttrain_jax.stages.experience import Judged, judge_all, prompt_tokens
+from posttrain_jax.stages.playing import play
+
+EPISODES = Episodes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Score:
     overall: float
     per_task: dict[str, float]
     pass_at: dict[str, float]
-    trajectories: list[Trajectory]
+    trajectories: list[Judged]
 
 
 def pass_at(k: int, right: int, tried: int) -> float:
@@ -45,19 +50,32 @@ def evaluate(
     system: str,
     samples: int = 1,
     temperature: float = 0.0,
+    episodes: Episodes = EPISODES,
 ) -> Score:
-    """Answers every problem ``samples`` times. A question longer than the engine's prompt limit counts as unsolved."""
+    """Answers every problem ``samples`` times; those of worlds are played.
+
+    A question longer than the engine's prompt limit counts as unsolved.
+    """
+    played = [i for i, problem in enumerate(problems) if worlds.is_world(problem.task)]
     prompts = [prompt_tokens(chat, system, problem.question) for problem in problems]
-    asked = [i for i, prompt in enumerate(prompts) if len(prompt) <= engine.limits.max_prompt]
+    fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= engine.limits.max_prompt]
+    asked = [i for i in fitting if i not in set(played)]
     answers = engine.generate(
         weights, [prompts[i] for i in asked], jax.random.key(0), samples=samples, temperature=temperature
     )
     right = [0] * len(problems)
-    trajectories = []
+    trajectories: list[Judged] = []
     judged_all = judge_all(chat, [problems[i] for i in asked], [prompts[i] for i in asked], answers, format_reward=0.0)
     for i, judged in zip(asked, judged_all, strict=True):
         right[i] = sum(trajectory.verdict.correct for trajectory in judged)
         trajectories += judged
+    again = [i for i in played for _ in range(samples)]
+    seeds = [i * samples + sample for i in played for sample in range(samples)]
+    asked_of = [problems[i] for i in again]
+    episodes_played = play(engine, weights, chat, asked_of, seeds, episodes=episodes, temperature=temperature)
+    for i, one in zip(again, episodes_played, strict=True):
+        right[i] += one.verdict.correct
+        trajectories.append(one)
     by_task: dict[str, list[float]] = {}
     for problem, count in zip(problems, right, strict=True):
         by_task.setdefault(problem.task, []).append(count / samples)

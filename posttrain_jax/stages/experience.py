@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
 from flax import nnx
 
 from posttrain_jax.chat.format import Chat
-from posttrain_jax.data import tasks
 from posttrain_jax.data.curriculum import Curriculum
 from posttrain_jax.data.tasks import Problem
+from posttrain_jax.environments import worlds
 from posttrain_jax.errors import UserError
 from posttrain_jax.parallel import exchange
 from posttrain_jax.rewards.shaping import length_rewards, overlong_penalty
 from posttrain_jax.rewards.verifier import Verdict, verify
 from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.rollout.request import Completion
+from posttrain_jax.rollout.trajectory import Segment, answer
 from posttrain_jax.run.recipe import RL, Tasks
 
+CUT_OFF = ("length", "budget", "turns", "tokens", "answer", "context", "seconds")
 HOPELESS = 1000  # prompts in a row that are too long before no prompt is taken to fit
 
 
@@ -35,6 +38,54 @@ class Trajectory:
     verdict: Verdict
     reward: float
 
+    @property
+    def segments(self) -> list[Segment]:
+        """What is trained, in one piece."""
+        return [answer(self.prompt, self.completion)]
+
+    @property
+    def length(self) -> int:
+        """Tokens that were sampled."""
+        return len(self.completion.tokens)
+
+    @property
+    def size(self) -> int:
+        """Tokens in all."""
+        return len(self.prompt) + self.length
+
+    @property
+    def finish(self) -> str:
+        """Why it ended."""
+        return self.completion.finish
+
+    def shown(self, chat: Chat) -> dict:
+        """What samples.jsonl says of its words."""
+        return {
+            "prompt": self.problem.question,
+            "response": chat.tokenizer.decode([int(t) for t in self.completion.tokens]),
+            "reasoning": self.message.get("reasoning_content", ""),
+        }
+
+
+class Judged(Protocol):
+    """Anything that was sampled and judged, of one turn or many: a `Trajectory`, or an episode (`playing.Played`)."""
+
+    @property
+    def problem(self) -> Problem: ...
+    @property
+    def verdict(self) -> Verdict: ...
+    @property
+    def reward(self) -> float: ...
+    @property
+    def segments(self) -> Sequence[Segment]: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def finish(self) -> str: ...
+    def shown(self, chat: Chat) -> dict: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Experience:
@@ -47,8 +98,8 @@ class Experience:
       rounds: batches of prompts it took.
     """
 
-    groups: list[list[Trajectory]]
-    everything: list[Trajectory]
+    groups: Sequence[Sequence[Judged]]
+    everything: Sequence[Judged]
     draws: int
     rounds: int
 
@@ -97,6 +148,11 @@ def judge_all(
     ]
 
 
+def budgets_of(settings: RL) -> dict[str, int]:
+    """The most tokens of an answer, task by task, where there is a limit."""
+    return {task: int(tokens) for task, _, tokens in (budget.partition("=") for budget in settings.budgets)}
+
+
 def within(budget: int | None, completion: Completion) -> Completion:
     """The response, cut off where its budget of tokens ends (Kimi K2, arXiv 2507.20534, section 3.2.3), if any."""
     if budget is None or len(completion.tokens) <= budget:
@@ -137,30 +193,19 @@ def collect(
     most ``settings.max_rounds`` batches. The curriculum sees every group.
 
     Raises:
-      UserError: prompt after prompt is longer than the engine takes.
+      UserError: what `draw` finds.
     """
     limits = engine.limits
-    budgets = {task: int(tokens) for task, _, tokens in (budget.partition("=") for budget in settings.budgets)}
+    budgets = budgets_of(settings)
     groups: list[list[Trajectory]] = []
     everything: list[Trajectory] = []
     rounds = 0
     while rounds < settings.max_rounds and len(groups) < settings.prompts:
-        problems, prompts, passed_over = [], [], 0
+        problems, prompts = [], []
         while len(problems) < settings.prompts - len(groups):
-            problem = tasks.problem(*curriculum.choose(draws), split="train", seed=questions.seed)
-            draws += 1
-            prompt = prompt_tokens(chat, questions.system, problem.question)
-            if len(prompt) <= limits.max_prompt:
-                problems.append(problem)
-                prompts.append(prompt)
-                passed_over = 0
-                continue
-            passed_over += 1
-            if passed_over == HOPELESS:
-                raise UserError(
-                    f"{HOPELESS} prompts in a row are longer than rollout.max_prompt={limits.max_prompt}; the last has "
-                    f"{len(prompt)} tokens (task {problem.task} level {problem.level}): set rollout.max_prompt higher"
-                )
+            problem, prompt, draws = draw(questions, curriculum, chat, draws, limits.max_prompt)
+            problems.append(problem)
+            prompts.append(prompt)
         answers = engine.generate(
             weights,
             prompts,
@@ -183,37 +228,59 @@ def collect(
     return Experience(groups, everything, draws, rounds)
 
 
+def draw(
+    questions: Tasks, curriculum: Curriculum, chat: Chat, draws: int, longest: int
+) -> tuple[Problem, list[int], int]:
+    """The next problem whose prompt has at most ``longest`` tokens, its prompt, and ``draws`` after it.
+
+    The prompt of a world's problem is empty here: the world begins the conversation.
+
+    Raises:
+      UserError: prompt after prompt is longer.
+    """
+    problem, prompt = None, []
+    for _ in range(HOPELESS):
+        problem = worlds.problem(*curriculum.choose(draws), split="train", seed=questions.seed)
+        draws += 1
+        world = worlds.is_world(problem.task)
+        prompt = [] if world else prompt_tokens(chat, questions.system, problem.question)
+        if len(prompt) <= longest:
+            return problem, prompt, draws
+    assert problem is not None
+    raise UserError(
+        f"{HOPELESS} prompts in a row are longer than rollout.max_prompt={longest}; the last has {len(prompt)} tokens"
+        f" (task {problem.task} level {problem.level}): set rollout.max_prompt higher"
+    )
+
+
 def statistics(experience: Experience) -> dict[str, float]:
     """What a step's rollouts say about the policy."""
     everything = experience.everything
-    lengths = np.array([len(t.completion.tokens) for t in everything])
     return {
         "reward": float(np.mean([t.reward for t in everything])),
         "pass_rate": float(np.mean([t.verdict.correct for t in everything])),
         "well_formed": float(np.mean([t.verdict.well_formed for t in everything])),
-        "response_length": float(lengths.mean()),
-        "cut_off": float(np.mean([t.completion.finish in ("length", "budget") for t in everything])),
-        "repeating": float(np.mean([t.completion.finish == "repetition" for t in everything])),
+        "response_length": float(np.mean([t.length for t in everything])),
+        "cut_off": float(np.mean([t.finish in CUT_OFF for t in everything])),
+        "repeating": float(np.mean([t.finish == "repetition" for t in everything])),
         "level": float(np.mean([t.problem.level for t in everything])),
         "groups": float(len(experience.groups)),
         "rounds": float(experience.rounds),
     }
 
 
-def sample(chat: Chat, stage: str, step: int, trajectory: Trajectory) -> dict:
+def sample(chat: Chat, stage: str, step: int, trajectory: Judged) -> dict:
     """A trajectory as it is written to samples.jsonl."""
     return {
         "stage": stage,
         "step": step,
         "task": trajectory.problem.task,
         "level": trajectory.problem.level,
-        "prompt": trajectory.problem.question,
-        "response": chat.tokenizer.decode([int(t) for t in trajectory.completion.tokens]),
-        "reasoning": trajectory.message.get("reasoning_content", ""),
+        **trajectory.shown(chat),
         "answer": trajectory.verdict.answer,
         "expected": trajectory.problem.answer,
         "reward": trajectory.reward,
         "correct": trajectory.verdict.correct,
-        "tokens": len(trajectory.completion.tokens),
-        "finish": trajectory.completion.finish,
+        "tokens": trajectory.length,
+        "finish": trajectory.finish,
     }

@@ -10,6 +10,7 @@ import dataclasses
 import platform
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from flax import nnx
 from posttrain_jax.data import pipeline as data
 from posttrain_jax.data import sources, tasks
 from posttrain_jax.data.curriculum import Curriculum
+from posttrain_jax.environments import worlds
 from posttrain_jax.errors import UserError
 from posttrain_jax.models.decoder import abstract, materialise
 from posttrain_jax.parallel.mesh import make_mesh
@@ -33,6 +35,7 @@ from posttrain_jax.stages import rl, sft
 from posttrain_jax.stages.critic import split_critic, with_critic
 from posttrain_jax.stages.evaluation import Score, evaluate
 from posttrain_jax.stages.experience import sample
+from posttrain_jax.stages.flight import Flight
 from posttrain_jax.stages.optimizing import Optimizing, make_optimizing
 from posttrain_jax.stages.setup import make_chat, make_engine, make_model
 from posttrain_jax.stages.step import Step, TrainState, abstract_state, fresh_state, layout
@@ -88,6 +91,7 @@ class Run:
         self.first_step_seconds: float | None = None
         self.mesh = make_mesh(**dataclasses.asdict(recipe.mesh))
         self.chat = make_chat(recipe)
+        self._worlds = [name for name in recipe.tasks.names if worlds.is_world(name)]
         self.source = sources.open(  # before anything is computed: a broken line is told at once
             recipe.sft.data if "sft" in recipe.stages or recipe.rl.objective.ptx_weight else "tasks",
             names=recipe.tasks.names or tasks.TASKS,
@@ -95,9 +99,10 @@ class Run:
             system=recipe.tasks.system,
             seed=recipe.tasks.seed,
             careful_share=recipe.sft.careful_share,
+            demonstrations={name: partial(worlds.demonstration, name) for name in self._worlds},
         )
         self.engine = make_engine(recipe, self.chat, mesh=self.mesh)
-        self.problems = tasks.heldout(
+        self.problems = worlds.heldout(
             recipe.tasks.names or tasks.TASKS, recipe.tasks.max_level, recipe.evaluation.problems, recipe.tasks.seed
         )
 
@@ -189,6 +194,12 @@ class Run:
         )
         if cursor:
             curriculum.restore(cursor["curriculum"])
+        flight = None
+        if recipe.rl.carry_over or self._worlds:
+            if jax.process_count() > 1:
+                raise UserError("worlds in tasks.names and rl.carry_over work in one process, and these are several")
+            flight = Flight(recipe.rl, recipe.episodes, recipe.tasks, self.engine, self.chat, curriculum, recipe.seed)
+            flight.restore(cursor.get("flight", ()))
         steps = rl.train(
             recipe.rl,
             optimizing,
@@ -204,6 +215,7 @@ class Run:
             start=start,
             draws=cursor.get("draws", 0),
             samples_per_step=recipe.run.samples_per_step,
+            flight=flight,
         )
         return steps, recipe.rl.steps
 
@@ -275,8 +287,9 @@ class Run:
         self.checkpointer.save(number, step.state, dataclasses.asdict(progress))
 
     def _score(self, weights: nnx.State) -> Score:
+        recipe, loaded = self.recipe, self.engine.load(weights)
         return evaluate(
-            self.engine, self.engine.load(weights), self.chat, self.problems, system=self.recipe.tasks.system
+            self.engine, loaded, self.chat, self.problems, system=recipe.tasks.system, episodes=recipe.episodes
         )
 
     def _evaluate(self, stage: str, weights: nnx.State) -> Score:

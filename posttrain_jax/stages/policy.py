@@ -94,7 +94,8 @@ def make_loss(graph: nnx.GraphDef, settings: RL, watch: Watch = NOTHING) -> Loss
 
     The batch holds, beside tokens and places, ``mask`` (1 on sampled tokens), ``weights`` (what each counts),
     ``old_logprobs`` and ``advantages``; where the settings ask for them `hindsight` has added ``reference``,
-    ``sampler_logprobs``, ``returns`` and ``old_values``, and the stage ``ptx``, what a token of the SFT data counts.
+    ``sampler_logprobs``, ``returns`` and ``old_values``, and the stage ``ptx``, what a token of the SFT data counts,
+    and ``fresh``, 1 on what the newest policy drew.
     """
     objective, temperature = settings.objective, settings.sampling.temperature
 
@@ -123,7 +124,11 @@ def make_loss(graph: nnx.GraphDef, settings: RL, watch: Watch = NOTHING) -> Loss
 
         sampled = batch.get("sampler_logprobs", batch["old_logprobs"])
         metrics["entropy"] = (entropy * batch["mask"]).sum() / total
-        return value, metrics | disagreement(logprobs, sampled, batch["mask"], total=total)
+        fresh = batch["mask"]
+        if "fresh" in batch:  # only there trainer and sampler have the same weights
+            fresh = batch["fresh"] * batch["mask"]
+            metrics["fresh"] = fresh.sum() / total
+        return value, metrics | disagreement(logprobs, sampled, fresh, total=total)
 
     return loss
 

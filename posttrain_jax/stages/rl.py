@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -22,14 +24,15 @@ from posttrain_jax.parallel import mesh as meshes
 from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.run.recipe import RL, Tasks
 from posttrain_jax.stages.critic import split_critic
-from posttrain_jax.stages.experience import Trajectory, collect, sample, statistics
+from posttrain_jax.stages.experience import Judged, collect, sample, statistics
+from posttrain_jax.stages.flight import Flight
 from posttrain_jax.stages.hindsight import make_hindsight
 from posttrain_jax.stages.optimizing import Optimizing
 from posttrain_jax.stages.packing import add_ptx, capacity, pack
 from posttrain_jax.stages.policy import advantages_and_aggregation, make_loss
 from posttrain_jax.stages.step import Step, TrainState, make_update
 
-Minibatch = list[list[tuple[Trajectory, float]]]  # its groups, each response with its advantage
+Minibatch = list[list[tuple[Judged, float]]]  # its groups, each response with its advantage
 
 
 def train(
@@ -47,51 +50,62 @@ def train(
     start: int,
     draws: int,
     samples_per_step: int,
+    flight: Flight | None = None,
 ) -> Iterator[Step]:
     """Yields after every step from ``start`` + 1 to ``settings.steps``.
 
     A step's randomness is ``fold_in(key, step)``; with the weights, the curriculum, ``draws`` and the position in the
     SFT data (all in the cursor) that fixes everything it does. The metric ``mismatch`` is the mean
     |log π_trainer - log π_sampler| before the first update: what the two implementations of one model disagree by. Its
-    99th percentile, its largest and the divergence stand beside it.
+    99th percentile, its largest and the divergence stand beside it. A ``flight`` collects what is of many turns, or
+    goes on beyond a step.
     """
     loss = make_loss(graph, settings, optimizing.watch)
     update = make_update(optimizing.optimizer, loss, state, optimizing.after, optimizing.overlap)
     hindsight = make_hindsight(graph, settings, mesh)
-    prepare = Preparation(settings, engine.limits.positions, engine.limits.max_response, mesh)
-    for number in range(start + 1, settings.steps + 1):
-        weights = engine.load(split_critic(state.weights)[0])
-        step_key = jax.random.fold_in(key, number)
-        experience = collect(settings, questions, engine, weights, chat, curriculum, step_key, draws)
-        draws = experience.draws
-        metrics: dict[str, Any] = statistics(experience)
-        batches = (prepare(minibatch, sft_data) for minibatch in prepare.minibatches(experience.groups))
-        if hindsight:  # by the weights that sampled, so before the first update
-            batches = [(n, hindsight(state.weights, state.reference, batch, n)) for n, batch in batches]
-        batch, updates = None, []
-        for filled, batch in batches:
-            state, numbers = update(state, batch, filled)
-            updates.append(numbers)
-        metrics.update(_summarise(updates))
-        metrics["learning_rate"] = optimizing.schedule((number - 1) * settings.minibatches)
-        cursor = {"draws": draws, "curriculum": curriculum.state()}
-        yield Step(
-            number,
-            state,
-            metrics,
-            tokens=sum(len(t.prompt) + len(t.completion.tokens) for t in experience.everything),
-            cursor=cursor | ({"sft_data": sft_data.state()} if sft_data else {}),
-            samples=[sample(chat, "rl", number, group[0]) for group in experience.groups[:samples_per_step]],
-            batch=batch,
-        )
+    prepare = Preparation(
+        settings, engine.limits.positions, engine.limits.max_response, mesh, flight.episodes.segments if flight else 1
+    )
+    with contextlib.closing(flight) if flight else contextlib.nullcontext():
+        for number in range(start + 1, settings.steps + 1):
+            weights = engine.load(split_critic(state.weights)[0])
+            step_key = jax.random.fold_in(key, number)
+            if flight:
+                experience = flight.collect(weights, number - 1, draws)
+            else:
+                experience = collect(settings, questions, engine, weights, chat, curriculum, step_key, draws)
+            draws = experience.draws
+            metrics: dict[str, Any] = statistics(experience)
+            version = number - 1 if settings.carry_over else None
+            batches = (prepare(deal, sft_data, version) for deal in prepare.minibatches(experience.groups))
+            if hindsight:  # by the weights that sampled, so before the first update
+                batches = [(n, hindsight(state.weights, state.reference, batch, n)) for n, batch in batches]
+            batch, updates = None, []
+            for filled, batch in batches:
+                state, numbers = update(state, batch, filled)
+                updates.append(numbers)
+            metrics.update(_summarise(updates))
+            metrics["learning_rate"] = optimizing.schedule((number - 1) * settings.minibatches)
+            cursor = {"draws": draws, "curriculum": curriculum.state()}
+            yield Step(
+                number,
+                state,
+                metrics,
+                tokens=sum(t.size for t in experience.everything),
+                cursor=cursor
+                | ({"sft_data": sft_data.state()} if sft_data else {})
+                | ({"flight": flight.state()} if flight and settings.carry_over else {}),
+                samples=[sample(chat, "rl", number, group[0]) for group in experience.groups[:samples_per_step]],
+                batch=batch,
+            )
 
 
 class Preparation:
     """From judged groups to the batches of a step's updates."""
 
-    def __init__(self, settings: RL, longest: int, longest_response: int, mesh: Mesh):
+    def __init__(self, settings: RL, longest: int, longest_response: int, mesh: Mesh, segments: int = 1):
         self.settings, self.mesh = settings, mesh
-        self.room = capacity(settings, longest)
+        self.room = capacity(settings, longest, segments)
         self.ptx_room = -(-settings.objective.ptx_rows // settings.microbatch_rows)
         advantages, aggregation = advantages_and_aggregation(settings.objective)
         self._advantages = jax.jit(partial(_advantages, kind=advantages, groups=settings.prompts + 1))
@@ -99,7 +113,7 @@ class Preparation:
             partial(token_weights, mode=aggregation, prompts=settings.prompts + 1, constant=float(longest_response))
         )
 
-    def minibatches(self, groups: list[list[Trajectory]]) -> list[Minibatch]:
+    def minibatches(self, groups: Sequence[Sequence[Judged]]) -> list[Minibatch]:
         """Deals whole groups out to the minibatches, each response with its advantage."""
         numbers, ids = self._ragged([[t.reward for t in group] for group in groups], np.float32)
         advantages = iter(np.asarray(self._advantages(numbers, ids)).tolist())
@@ -107,9 +121,11 @@ class Preparation:
         deals = [paired[i :: self.settings.minibatches] for i in range(self.settings.minibatches)]
         return [deal for deal in deals if deal]
 
-    def __call__(self, minibatch: Minibatch, sft_data: Batches | None) -> tuple[int, dict[str, Array]]:
+    def __call__(
+        self, minibatch: Minibatch, sft_data: Batches | None, version: int | None = None
+    ) -> tuple[int, dict[str, Array]]:
         """Filled microbatches, and the minibatch on the mesh; rows of the SFT data behind it, if there are any."""
-        lengths, ids = self._ragged([[len(t.completion.tokens) for t, _ in group] for group in minibatch], np.int32)
+        lengths, ids = self._ragged([[t.length for t, _ in group] for group in minibatch], np.int32)
         responses = [pair for group in minibatch for pair in group]
         filled, rows = pack(
             responses,
@@ -117,6 +133,7 @@ class Preparation:
             rows=self.settings.microbatch_rows,
             length=self.settings.length,
             capacity=self.room + (self.ptx_room if sft_data else 0),
+            version=version,
         )
         if sft_data:
             filled, rows = add_ptx(filled, rows, next(sft_data))
@@ -147,7 +164,8 @@ def _summarise(updates: list[dict]) -> dict:
         return {}
     first, last = updates[0], updates[-1]
     counts = {name: last[name] for name in ("skipped", "bad_in_a_row")}
-    apart = {name: first[name] for name in ("mismatch", "mismatch_kl")}
+    fresh = jnp.maximum(first["fresh"], 1e-6) if "fresh" in first else 1.0
+    apart = {name: first[name] / fresh for name in ("mismatch", "mismatch_kl")}
     names = first.keys() - counts.keys() - apart.keys() - {"tokens", SPREAD}
     means = {name: sum(u[name] for u in updates) / len(updates) for name in sorted(names)}
     return {**means, **apart, **_percentiles(first[SPREAD]), **counts}

@@ -156,7 +156,7 @@ def test_new_weights_take_over_between_chunks(family, make_model):
     (prompt,) = prompts(9, seed=6)
     bank.submit(0, Request(prompt, seed=2, max_tokens=20, temperature=1.5))
     assert bank.poll() == []
-    early, _ = bank.so_far(0)
+    early, _ = bank.so_far()[0]
     bank.update_weights(other, 8)
     bank.submit(1, Request([*prompt, 5], seed=1, max_tokens=4))
     done = {}

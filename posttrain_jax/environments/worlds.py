@@ -1,0 +1,109 @@
+"""The environments that a recipe names beside its tasks: each asks problems of levels, in two splits, from seeds."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import xxhash
+
+from posttrain_jax.data import tasks
+from posttrain_jax.data.tasks import Problem
+from posttrain_jax.environments import shop, shop_expert
+from posttrain_jax.environments.environment import Environment
+from posttrain_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """An environment whose episodes are made from seeds.
+
+    Attributes:
+      make: an environment of a level.
+      question: what the episode of a level and seed asks, in words; it decides the split.
+      demonstrate: a rewarded episode of a level and seed, as a record of `data.sources`; None if nobody can.
+      highest: level.
+    """
+
+    make: Callable[[int], Environment]
+    question: Callable[[int, int], str]
+    demonstrate: Callable[[int, int], Coroutine[Any, Any, dict[str, Any]]] | None = None
+    highest: int = 0
+
+
+WORLDS: dict[str, World] = {
+    "shop": World(shop.Shop, shop.question, shop_expert.demonstrate, shop.HIGHEST_LEVEL),
+}
+
+
+@functools.cache
+def world(name: str) -> World:
+    """The world of a name, or the one that ``module:attribute`` holds.
+
+    Raises:
+      UserError: there is none.
+    """
+    module, _, attribute = name.partition(":")
+    if name in WORLDS:
+        return WORLDS[name]
+    try:
+        found = getattr(importlib.import_module(module), attribute) if attribute else None
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"tasks.names: {name!r}: {error}") from error
+    if not isinstance(found, World):
+        raise UserError(f"tasks.names: {name!r} is no World; there are {', '.join(WORLDS)}, or MODULE:ATTRIBUTE")
+    return found
+
+
+def is_world(name: str) -> bool:
+    """Whether a task is played in an environment, and not answered at once."""
+    return name in WORLDS or ":" in name
+
+
+def problem(name: str, level: int, index: int, split: str = "train", seed: int = 0) -> Problem:
+    """`tasks.problem` of worlds as well: their ``entry`` holds the ``seed`` of the episode.
+
+    Raises:
+      UserError: what `world` and `tasks.problem` find.
+    """
+    if not is_world(name):
+        return tasks.problem(name, level, index, split, seed)
+    place = world(name)
+    level = min(level, place.highest)
+    for attempt in range(tasks.ATTEMPTS):
+        own = xxhash.xxh32_intdigest(f"{name}/{level}/{seed}/{index}/{attempt}".encode())
+        question = place.question(level, own)
+        if tasks.split_of(question) == split:
+            return Problem(name, level, index, question, "", "", {"seed": own})
+    raise UserError(f"world {name!r} has no {split} question at level {level}")
+
+
+def demonstration(name: str, level: int, index: int, seed: int) -> dict[str, Any]:
+    """A world's problem of the training split, solved: a record of `data.sources`.
+
+    Raises:
+      UserError: what `problem` finds, or nobody demonstrates this world.
+    """
+    asked = problem(name, level, index, "train", seed)
+    demonstrate = world(name).demonstrate
+    if demonstrate is None:
+        raise UserError(f"world {name!r} has no demonstrations: name sft.data, or leave out the stage 'sft'")
+    return asyncio.run(demonstrate(asked.level, asked.entry["seed"]))
+
+
+def heldout(names: Sequence[str], max_level: int, count: int, seed: int) -> list[Problem]:
+    """`tasks.heldout` of tasks and worlds.
+
+    Raises:
+      UserError: all together have fewer questions.
+    """
+    return tasks.heldout(names, max_level, count, seed, draw=problem)
+
+
+def environment(asked: Problem) -> Environment:
+    """The environment in which a problem of a world is played; `reset` it with ``entry["seed"]``."""
+    return world(asked.task).make(asked.level)
