@@ -15,7 +15,7 @@ from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.rollout.request import Completion, Request
 from posttrain_jax.rollout.seats import Account
 
-QUIET = 3  # passes of the event loop in which nobody asks anything: then nobody will before something is answered
+QUIET = 8  # passes of the event loop in which nobody asks anything: then nobody will before something is answered
 
 
 @dataclasses.dataclass
@@ -76,10 +76,14 @@ class Rounds:
         return {id(entry.request): self._so_far(ticket, entry, held) for ticket, entry in self._open.items()}
 
     async def pause(self) -> None:
-        """Lets the round that is under way end; until `update_weights` there is no other."""
+        """Lets the round that is under way end, and callers go on as far as they can without another.
+
+        Until `update_weights` there is no other.
+        """
         self._paused = True
         if self._driver is not None:
             await self._driver
+        await self._quiet()
 
     async def update_weights(self, weights: nnx.State, version: int) -> None:
         """Goes on with other weights (from `Engine.load`)."""

@@ -109,8 +109,7 @@ class Flight:
             self._rounds = Rounds(self.engine, weights, version=version, reuse=self.episodes.reuse)
             for group in self._groups.values():
                 self._take_off(group)
-        else:
-            await self._rounds.update_weights(weights, version)
+        await self._rounds.update_weights(weights, version)
         settings = self.settings
         most = settings.prompts * (1 + settings.carry_over)
         taken: list[list[Judged]] = []
