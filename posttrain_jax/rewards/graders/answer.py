@@ -1,0 +1,50 @@
+"""The final answer of a response: what the graders of short answers read."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+LONGEST_ANSWER = 1000  # characters
+BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+MARKED = re.compile(r"(?:final answer|answer|答案)\s*(?:is\b|[:：]|是|为)[ \t]*(.*)|^####[ \t]*(.*)$", re.I | re.M)
+
+
+def boxes(text: str) -> list[str]:
+    r"""What stands in each ``\boxed{…}``, braces matched; one that never closes is left out."""
+    found = []
+    for opening in BOX.finditer(text):
+        depth = 1
+        for end in range(opening.end(), min(len(text), opening.end() + LONGEST_ANSWER + 1)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0) if text[end - 1] != "\\" else 0
+            if depth == 0:
+                found.append(text[opening.end() : end].strip())
+                break
+    return found
+
+
+def final(text: str) -> str:
+    r"""The one answer a response gives: its box, else its marked answer ("Answer: …", "#### …"), else all of it.
+
+    Raises:
+      ValueError: no answer, several that differ, or one longer than `LONGEST_ANSWER` characters.
+    """
+    marked = [(first or second).strip() for first, second in MARKED.findall(text)]
+    given = boxes(text) or marked or [text.strip()]
+    if len(set(given)) > 1:
+        raise ValueError("several answers")
+    if not given[0]:
+        raise ValueError("no answer")
+    if len(given[0]) > LONGEST_ANSWER:
+        raise ValueError("the answer is too long")
+    return given[0]
+
+
+def plain(text: str) -> str:
+    """The text with full-width forms as their plain ones, single spaces, and nothing round it but what it means.
+
+    Look-alikes of other scripts stay what they are.
+    """
+    text = " ".join(unicodedata.normalize("NFKC", text).split())
+    text = re.sub(r"^\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}$", r"\1", text.strip("$*` "))
+    return text.strip("$*` ").removesuffix(".").removesuffix("。").strip()
