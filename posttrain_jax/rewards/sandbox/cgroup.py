@@ -1,0 +1,103 @@
+"""A control group that bounds memory and processes of one sandbox at a time, where this user may make one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+PREFIX = "posttrain_jax-"
+
+
+class Group:
+    """Folders of the controllers of memory and of processes: two in version 1, one and the same in version 2.
+
+    What a program's files in memory take is counted too.
+    """
+
+    def __init__(self, memory: Path, pids: Path):
+        """For `make` to call."""
+        self._memory, self._pids = memory, pids
+        self._second = (memory / "memory.max").exists()
+        self._doors = [os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for folder in {memory, pids}]
+
+    def limit(self, memory: int, processes: int) -> None:
+        """Bounds what enters next: bytes, and processes with their threads."""
+        if self._second:
+            _write(self._memory / "memory.max", memory)
+            _write(self._memory / "memory.swap.max", 0)
+        else:
+            _write(self._memory / "memory.memsw.limit_in_bytes", -1)
+            _write(self._memory / "memory.limit_in_bytes", memory)
+            _write(self._memory / "memory.memsw.limit_in_bytes", memory)
+        _write(self._pids / "pids.max", processes)
+
+    def enter(self) -> None:
+        """Puts the calling process in."""
+        for door in self._doors:
+            os.write(door, b"0")
+
+    def kills(self) -> int:
+        """How many processes were ended for want of memory, ever."""
+        events = self._memory / ("memory.events" if self._second else "memory.oom_control")
+        return sum(int(line.split()[1]) for line in events.read_text().splitlines() if line.startswith("oom_kill "))
+
+    def close(self) -> None:
+        """Removes the folders; nothing may be in them any more."""
+        for door in self._doors:
+            os.close(door)
+        for folder in {self._memory, self._pids}:
+            folder.rmdir()
+
+
+def make() -> Group | None:
+    """This process's group for what it starts; None where it may not make one."""
+    memory, pids = _parent("memory"), _parent("pids")
+    if memory is None or pids is None:
+        return None
+    made = []
+    for parent in {memory, pids}:
+        _sweep(parent)
+        try:
+            (parent / f"{PREFIX}{os.getpid()}").mkdir()
+            made.append(parent / f"{PREFIX}{os.getpid()}")
+        except OSError:
+            break
+    try:
+        group = Group(memory / f"{PREFIX}{os.getpid()}", pids / f"{PREFIX}{os.getpid()}")
+        group.limit(2**30, 2**10)
+        return group
+    except OSError:
+        for folder in made:
+            folder.rmdir()
+        return None
+
+
+def _parent(controller: str) -> Path | None:
+    """The folder of this process's group under a controller."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            mounted = ROOT / controller
+            own = mounted / path.lstrip("/")
+            return own if own.is_dir() else mounted if mounted.is_dir() else None
+    if (ROOT / "cgroup.controllers").exists():
+        # a group with processes in it cannot hand controllers on, except for the root
+        return ROOT if controller in (ROOT / "cgroup.subtree_control").read_text().split() else None
+    return None
+
+
+def _sweep(parent: Path) -> None:
+    """Removes groups whose makers were killed."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        if not Path("/proc", folder.name.removeprefix(PREFIX)).exists():
+            try:
+                folder.rmdir()
+            except OSError:  # another process was quicker, or it is another's
+                continue
+
+
+def _write(path: Path, value: int) -> None:
+    """Sets one bound; those of swap are absent from kernels that do not count it."""
+    if path.exists() or "sw" not in path.name:
+        path.write_text(str(value))
