@@ -9,7 +9,7 @@ from posttrain_jax.rewards.verdict import Verdict, judged, wrong
 
 
 def exact(text: str, expected: str | Sequence[str], *, case: bool = False) -> Verdict:
-    """Right if the final answer is ``expected`` (or one of several spellings) but for spaces and, unless ``case``, case."""
+    """Right if the final answer is ``expected``, or one of several, but for spaces and, unless ``case``, for case."""
     accepted = [expected] if isinstance(expected, str) else expected
     fold = str if case else str.casefold
     try:

@@ -44,6 +44,7 @@ UNITS: dict[str, dict[str, str]] = {  # each in the first of its row
     "area": {"m^2": "1", "cm^2": "1/10000", "km^2": "1000000", "平方米": "1", "平方厘米": "1/10000"},
     "share": {"": "1", "%": "1/100"},
 }
+WORD = re.compile(r"(?!(?:dozen|hundred|thousand|million|[bt]rillion|k|or|and|plus)\b|.*[十百千万亿])[^\W\d_]{1,20}", re.I)
 SPELLED = {
     "meter": "m",
     "metre": "m",
@@ -68,7 +69,7 @@ SPELLED |= {"l": "L", "m²": "m^2", "cm²": "cm^2", "m2": "m^2", "m3": "m^3", "c
 
 
 def number(text: str) -> tuple[Fraction, str]:
-    r"""A number's exact value and the unit behind it: ``-1,234.5 km``, ``3/4``, ``\frac{1}{2}``, ``1e-3``, ``2 × 10^3``.
+    r"""A number's exact value and its unit: ``-1,234.5 km``, ``3/4``, ``\frac{1}{2}``, ``1e-3``, ``2 × 10^3``.
 
     Raises:
       ValueError: anything else.
@@ -121,6 +122,8 @@ def _symbol(unit: str) -> str:
 
 
 def _factor(given: str, wanted: str) -> Fraction:
+    if not wanted and WORD.fullmatch(given):
+        return Fraction(1)  # five apples are five
     for row in UNITS.values():
         if given in row and wanted in row:
             return Fraction(row[given]) / Fraction(row[wanted])
