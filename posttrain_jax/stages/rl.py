@@ -81,7 +81,10 @@ def train(
             metrics,
             tokens=sum(len(t.prompt) + len(t.completion.tokens) for t in experience.everything),
             cursor=cursor | ({"sft_data": sft_data.state()} if sft_data else {}),
-            samples=[sample(chat, "rl", number, group[0]) for group in experience.groups[:samples_per_step]],
+            samples=[
+                sample(chat, "rl", number, trajectory)
+                for trajectory in [g[0] for g in experience.groups[:samples_per_step]] + experience.hacked
+            ],
             batch=batch,
         )
 

@@ -44,7 +44,9 @@ UNITS: dict[str, dict[str, str]] = {  # each in the first of its row
     "area": {"m^2": "1", "cm^2": "1/10000", "km^2": "1000000", "平方米": "1", "平方厘米": "1/10000"},
     "share": {"": "1", "%": "1/100"},
 }
-WORD = re.compile(r"(?!(?:dozen|hundred|thousand|million|[bt]rillion|k|or|and|plus)\b|.*[十百千万亿])[^\W\d_]{1,20}", re.I)
+WORD = re.compile(
+    r"(?!(?:dozen|hundred|thousand|million|[bt]rillion|k|or|and|plus)\b|.*[十百千万亿])[^\W\d_]{1,20}", re.I
+)
 SPELLED = {
     "meter": "m",
     "metre": "m",

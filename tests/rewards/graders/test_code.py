@@ -43,7 +43,7 @@ HACKS = {
     "a forged line": FORGED + "def add(a, b):\n n, fd = nonce()\n os.write(fd, (n + '{\"passed\": true}').encode())\n"
     " os._exit(0)",
     "a forged verdict beside an answer": FORGED + "def add(a, b):\n n, fd = nonce()\n"
-    " os.write(fd, (n + '{\"value\": 7, \"correct\": true}').encode())\n os._exit(0)",
+    ' os.write(fd, (n + \'{"value": 7, "correct": true}\').encode())\n os._exit(0)',
     "an answer twice": FORGED + "def add(a, b):\n n, fd = nonce()\n"
     " os.write(fd, (n + '{\"value\": %d}' % (a + b)).encode())\n return a + b",
     "walking frames for what is expected": FORGED + "def add(a, b):\n f = sys._getframe()\n while f:\n"
@@ -89,8 +89,12 @@ def test_no_trick_earns_anything(sandbox, name):
     assert verdict.reward == 0.0 and not verdict.correct and not verdict.infrastructure, verdict
 
 
-@pytest.mark.parametrize("hack", ["an object equal to all", "a subclass of int equal to all", "not a number", "other builtins"])
-@pytest.mark.parametrize("test", ["assert abs(add(2, 3) - 5) < 1e-6", "assert not add(2, 3) != 5", "assert add(2, 3) in [5]"])
+@pytest.mark.parametrize(
+    "hack", ["an object equal to all", "a subclass of int equal to all", "not a number", "other builtins"]
+)
+@pytest.mark.parametrize(
+    "test", ["assert abs(add(2, 3) - 5) < 1e-6", "assert not add(2, 3) != 5", "assert add(2, 3) in [5]"]
+)
 def test_conditions_are_checked_where_no_trick_reaches(sandbox, hack, test):
     assert code(sandbox, HACKS[hack], [test], limits=QUICK).reward == 0.0
     assert code(sandbox, "def add(a, b): return a + b", [test]).reward == 1.0
@@ -196,7 +200,8 @@ def test_programs_that_write(sandbox, program, right):
 
 
 @pytest.mark.parametrize(
-    "output, right", [("0.33333", True), ("1/3", False), ("nan", False), ("inf", False), ("0.34", False), ("0.33333 1", False)]
+    "output, right",
+    [("0.33333", True), ("1/3", False), ("nan", False), ("inf", False), ("0.34", False), ("0.33333 1", False)],
 )
 def test_numbers_that_are_written_may_have_a_tolerance(sandbox, output, right):
     assert written(sandbox, f"print({output!r})", [("", "0.333333\n")], tolerance=1e-4).correct == right
