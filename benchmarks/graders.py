@@ -52,13 +52,13 @@ def main() -> None:
     measure.write(options.output, numbers)
 
 
-def judge(sandbox: Sandbox, rows: list[dict], workers: int) -> dict:
+def judge(sandbox: Sandbox, rows: list[dict], workers: int, count: int = MUTANTS) -> dict:
     """Counts, shares, and the ids of what was judged wrongly."""
     started = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         references = list(pool.map(lambda row: verdict(sandbox, row, row["code"]), rows))
         spent = time.perf_counter() - started
-        changed = [(row, program) for row in rows for program in mutants(row["code"], MUTANTS, seed=row["task_id"])]
+        changed = [(row, program) for row in rows for program in mutants(row["code"], count, seed=row["task_id"])]
         graded = list(pool.map(lambda pair: verdict(sandbox, *pair), changed))
         passing = list(pool.map(lambda pair: passes(sandbox, *pair), changed))
     failing = [i for i, passed in enumerate(passing) if not passed]

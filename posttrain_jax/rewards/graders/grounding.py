@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 
+from posttrain_jax.rewards.graders.answer import NARROW
 from posttrain_jax.rewards.graders.numeric import DIGITS
 from posttrain_jax.rewards.verdict import Verdict, right, wrong
 
@@ -32,7 +32,7 @@ def grounded(text: str, sources: Sequence[str], *, least_quotes: int = 1, longes
     if len(telling) < least_quotes:
         return wrong(f"{len(telling)} quotes, {least_quotes} asked for", text[:200])
     unquoted = LIST_MARK.sub(" ", QUOTE.sub(" ", text))
-    numbers = {_value(n) for n in NUMBER.findall(unicodedata.normalize("NFKC", unquoted))}
+    numbers = {_value(n) for n in NUMBER.findall(unquoted.translate(NARROW))}
     known = {_value(n) for n in NUMBER.findall(read)}
     false = sorted(quote for quote in quotes if quote not in read) + sorted(numbers - known)
     if not false:
@@ -42,7 +42,7 @@ def grounded(text: str, sources: Sequence[str], *, least_quotes: int = 1, longes
 
 
 def _folded(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return " ".join(text.translate(NARROW).casefold().split())
 
 
 def _value(number: str) -> str:
