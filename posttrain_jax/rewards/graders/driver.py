@@ -24,9 +24,11 @@ def encode(value: Any) -> Any:
     """
     if type(value) in PLAIN:
         return value
-    for kind in (bool, int, float, str):
+    for kind in (int, float):
         if isinstance(value, kind):
-            return kind.__str__(value) if kind is str else kind.__pos__(value)
+            return kind.__pos__(value)
+    if isinstance(value, str):
+        return str.__str__(value)
     for name, kind in CONTAINERS.items():
         if isinstance(value, kind):
             return {name: [encode(item) for item in kind.__iter__(value)]}

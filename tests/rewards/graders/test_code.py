@@ -99,8 +99,8 @@ def test_no_trick_earns_anything(sandbox, name):
     "test", ["assert abs(add(2, 3) - 5) < 1e-6", "assert not add(2, 3) != 5", "assert add(2, 3) in [5]"]
 )
 def test_conditions_are_checked_where_no_trick_reaches(sandbox, hack, test):
-    assert code(sandbox, HACKS[hack], [f"assert {test}"], limits=QUICK).reward == 0.0
-    assert code(sandbox, "def add(a, b): return a + b", [f"assert {test}"]).reward == 1.0
+    assert code(sandbox, HACKS[hack], [test], limits=QUICK).reward == 0.0
+    assert code(sandbox, "def add(a, b): return a + b", [test]).reward == 1.0
 
 
 @pytest.mark.parametrize(
