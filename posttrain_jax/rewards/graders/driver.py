@@ -24,9 +24,10 @@ def encode(value: Any) -> Any:
     """
     if type(value) in PLAIN:
         return value
-    for kind in (int, float):
-        if isinstance(value, kind):
-            return kind.__pos__(value)
+    if isinstance(value, int):
+        return int.__pos__(value)
+    if isinstance(value, float):
+        return float.__pos__(value)
     if isinstance(value, str):
         return str.__str__(value)
     for name, kind in CONTAINERS.items():

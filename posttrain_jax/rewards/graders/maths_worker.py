@@ -27,7 +27,7 @@ def main() -> None:
             extraction_config=config,
             fallback_mode="no_fallback",
             extraction_mode="first_match",
-            parsing_timeout=None,
+            parsing_timeout=None,  # type: ignore[arg-type]
         )
 
     print("null", file=told, flush=True)

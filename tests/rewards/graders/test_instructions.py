@@ -43,7 +43,7 @@ CASES = [
     ("combination:repeat_prompt", {"prompt_to_repeat": "Say it."}, "Say it. It.", "Say it."),
     ("startend:end_checker", {"end_phrase": "The end."}, "So: the end.", "The end. Or not."),
     ("startend:quotation", {}, ' "So it is." ', '"So" it is.'),
-    ("change_case:capital_word_frequency", {"capital_relation": "at least", "capital_frequency": 2}, "SO IT is.", "SO it"),
+    ("change_case:capital_word_frequency", {"capital_relation": "at least", "capital_frequency": 2}, "SO IT.", "SO it"),
     ("change_case:english_capital", {}, "THE CAT IS ON THE MAT.", "THE CAT is ON THE MAT."),
     ("change_case:english_lowercase", {}, "the cat is on the mat.", "die katze ist nicht auf der matte."),
     ("punctuation:no_comma", {}, "One and two.", "One，two."),

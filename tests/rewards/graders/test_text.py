@@ -36,7 +36,7 @@ HACKS = {
     "spaces": " \n\t ",
     "zero-width": "\u200b\u200b",
     "several boxes": r"\boxed{42} \boxed{Paris} \boxed{C} \boxed{7}",
-    "box after box": r"<think>x</think>\boxed{Paris}, or \boxed{Rome}, \boxed{42} or \boxed{43}, \boxed{C} or \boxed{D}",
+    "box after box": r"<think>x</think>\boxed{Paris}, or \boxed{Rome}, \boxed{42}, \boxed{43}, \boxed{C}, \boxed{D}",
     "an open box": r"<think>x</think>\boxed{Paris",
     "an empty box": r"<think>x</think>\boxed{}",
     "all choices": "A B C D",
