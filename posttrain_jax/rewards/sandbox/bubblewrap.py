@@ -33,6 +33,8 @@ def arguments(layout: Layout, given: Mapping[str, int], memory: int, seccomp: in
     options += ["--size", str(memory), "--tmpfs", "/tmp", "--dir", layouts.WORK]
     for path in layout.readable:
         options += ["--ro-bind", path, path]
+    for path in layout.hidden:
+        options += ["--size", "4096", "--tmpfs", path, "--remount-ro", path]
     for path, target in layout.links.items():
         options += ["--symlink", target, path]
     for path, descriptor in given.items():

@@ -22,6 +22,7 @@ from posttrain_jax.rewards.sandbox.seccomp import make_filter
 
 PR_SET_CHILD_SUBREAPER = 36
 COLLECTING = 2.0  # seconds more, for files to come back
+OWN = 3  # processes of the sandbox itself
 TICK = 0.05  # seconds between two looks at the memory
 CHUNK = 2**16
 REAPING = 10.0  # seconds until processes that were killed must be gone
@@ -61,7 +62,7 @@ class Launcher:
                 run.streams,
                 run.status,
                 [run.back] if keep else [],
-                self._group.enter if self._group else None,
+                cgroup.expose if self._group else None,
             )
         except (OSError, ValueError) as error:
             run.close()
@@ -88,7 +89,7 @@ class _Run:
         self._found = {name: bytearray() for name in reads}
         self.pid = 0
         if group:
-            group.limit(limits["memory"], limits["processes"] + 3)  # three are the sandbox's own
+            group.limit(limits["memory"], limits["processes"] + OWN + 1)  # this process is in it too
             self._kills = group.kills()
         self._begin = time.monotonic()
 
@@ -184,7 +185,7 @@ class _Run:
         if self._group:
             return self._group.kills() > self._kills
         memory, threads = watch.usage(self.pid, self._limits["memory"])
-        return memory > self._limits["memory"] or threads > self._limits["processes"] + 3
+        return memory > self._limits["memory"] or threads > self._limits["processes"] + OWN
 
     def _judge(self, ended: str | None, code: int, elapsed: float) -> tuple[str, str]:
         """How it ended, and what went wrong if it did not run."""

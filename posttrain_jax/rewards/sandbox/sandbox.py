@@ -64,7 +64,7 @@ class Sandbox:
         Args:
           kind: what is to confine programs; ``auto``: bubblewrap, or else Landlock.
           workers: how many run at once; one for each CPU if None.
-          python: the interpreter within; the one that runs us if None, without its virtual environment's packages.
+          python: the interpreter within; with its packages; the one that runs us, without any, if None.
 
         Raises:
           SandboxUnavailable: this machine cannot; nothing runs unconfined instead.
