@@ -7,14 +7,13 @@ from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 PREFIX = "posttrain_jax-"
-SPARED = Path("/proc/self/oom_score_adj")
 
 
 class Group:
     """Folders of the controllers of memory and of processes: two in version 1, one and the same in version 2.
 
     What a program's files in memory take is counted too. The process that makes it goes in itself, so that whatever it
-    starts is in from birth: the kernel takes 10 ms to move a process. It is spared when the memory runs out.
+    starts is in from birth: the kernel takes 10 ms to move a process.
     """
 
     def __init__(self, memory: Path, pids: Path):
@@ -41,8 +40,7 @@ class Group:
 
     def kills(self) -> int:
         """How many processes were ended for want of memory, ever."""
-        events = self._memory / ("memory.events" if self._second else "memory.oom_control")
-        return sum(int(line.split()[1]) for line in events.read_text().splitlines() if line.startswith("oom_kill "))
+        return _kills(self._memory)
 
     def close(self) -> None:
         """Leaves and removes the folders; nothing else may be in them any more."""
@@ -52,8 +50,19 @@ class Group:
 
 
 def expose() -> None:
-    """Makes a process that was just started one of those that end when the memory runs out."""
-    SPARED.write_text("0")
+    """Makes a process that was just started one of the first to end when the memory runs out."""
+    Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def bury(pid: int) -> bool:
+    """Removes the group of a maker that was killed; whether it held processes that ended for want of memory."""
+    folders = [parent / f"{PREFIX}{pid}" for parent in (_parent("memory"), _parent("pids")) if parent]
+    if not all(folder.is_dir() for folder in folders) or len(folders) < 2:
+        return False
+    killed = _kills(folders[0]) > 0
+    for folder in set(folders):
+        folder.rmdir()
+    return killed
 
 
 def make() -> Group | None:
@@ -63,7 +72,6 @@ def make() -> Group | None:
         return None
     folders = [parent / f"{PREFIX}{os.getpid()}" for parent in (memory, pids)]
     try:
-        SPARED.write_text("-1000")
         for folder in dict.fromkeys(folders):
             _sweep(folder.parent)
             folder.mkdir()
@@ -76,6 +84,12 @@ def make() -> Group | None:
                 (folder.parent / "cgroup.procs").write_text("0")
                 folder.rmdir()
         return None
+
+
+def _kills(memory: Path) -> int:
+    events = memory / "memory.events"
+    lines = (events if events.exists() else memory / "memory.oom_control").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
 
 def _parent(controller: str) -> Path | None:
