@@ -16,7 +16,7 @@ DEVICES = ("null", "zero", "full", "random", "urandom")
 NOBODY = 65534
 
 # what programs and the dynamic linker look up; the rest of /etc stays outside
-ETC = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime")
+ETC = ("/etc/alternatives", "/etc/ld.so.cache")
 
 
 @dataclasses.dataclass(frozen=True)

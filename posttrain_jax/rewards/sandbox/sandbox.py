@@ -51,7 +51,7 @@ class Sandbox:
     def __init__(self, kind: str, layout: Layout, bubblewrap: str, workers: int):
         """For `open` to call, which also tries it."""
         self.kind = kind
-        self._hello = {"kind": kind, "layout": dataclasses.asdict(layout), "bubblewrap": bubblewrap}
+        self._hello = {"layout": dataclasses.asdict(layout), "bubblewrap": bubblewrap}
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         self._workers = [_Worker(self._hello) for _ in range(workers)]
         for worker in self._workers:
