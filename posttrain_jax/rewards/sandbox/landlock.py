@@ -78,7 +78,9 @@ def _second(layout, command, files, memory, seccomp, status, version) -> int:
     build(layout, files, memory)
     os.chdir(layouts.WORK)
     _write("/proc/sys/user/max_user_namespaces", b"0")
-    kernel.mount("none", "/", None, kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY)
+    readonly = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
+    kernel.mount("none", "/proc", None, readonly | kernel.MS_NOEXEC)
+    kernel.mount("none", "/", None, readonly)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # its memory is not for the program to read
     kernel.drop_capabilities()
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
