@@ -2,8 +2,8 @@
 
     python benchmarks/sandbox_attacks.py bubblewrap|landlock|plain [--json]
 
-``plain`` is a subprocess without a sandbox: there they have to succeed, or they would prove nothing. They are bounded so
-that they do no harm even then. Needs nothing but the standard library, so that any user's Python runs it.
+``plain`` is a subprocess without a sandbox: there they have to succeed, or they would prove nothing. They are bounded
+so that they do no harm even then. Needs nothing but the standard library, so that any user's Python runs it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,10 @@ for _ in range(150):
 if len(begun) > 70: print("GOT THROUGH", len(begun), flush=True)
 for pid in begun: os.kill(pid, 9)""",
     ),
-    Attack("memory of one process", "x = bytearray(320 << 20)\nx[::4096] = b'x' * len(x[::4096])\nprint('GOT THROUGH')"),
+    Attack(
+        "memory of one process",
+        "x = bytearray(320 << 20)\nx[::4096] = b'x' * len(x[::4096])\nprint('GOT THROUGH')",
+    ),
     Attack(
         "memory of many processes",
         """import os, time
@@ -132,7 +135,7 @@ if total > 64 << 20: print("GOT THROUGH", total)
 for name in names:
     if os.path.exists(name): os.unlink(name)""",
     ),
-    Attack("memory as memfd", "import os; fd = os.memfd_create('x'); os.write(fd, bytes(1 << 20)); print('GOT THROUGH')"),
+    Attack("memory as memfd", "import os; os.write(os.memfd_create('x'), bytes(1 << 20)); print('GOT THROUGH')"),
     Attack(
         "full disk",
         """total = 0
@@ -171,8 +174,8 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
     Attack(
         "write outside",
         """import os
-for path in ("{folder}/written", "/usr/bin/env", "/program/main.py", "/etc/ld.so.cache", "/proc/sys/kernel/core_pattern",
-             "/proc/sysrq-trigger"):
+for path in ("{folder}/written", "/usr/bin/env", "/program/main.py", "/etc/ld.so.cache",
+             "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger"):
     try: os.close(os.open(path, os.O_WRONLY | (os.O_CREAT if path.endswith("written") else 0)))
     except OSError: continue
     print("GOT THROUGH", path)
@@ -210,7 +213,11 @@ if libc.unshare(0x10020000) == 0:
     libc.mount(b"none", b"/", None, 1 << 14 | 1 << 18, None)
 if libc.mount(b"tmpfs", b".", b"tmpfs", 0, None) == 0: print("GOT THROUGH")""",
     ),
-    Attack("chroot", "import os; os.chroot('.'); print('GOT THROUGH')", refused="" if os.geteuid() == 0 else "not root"),
+    Attack(
+        "chroot",
+        "import os; os.chroot('.'); print('GOT THROUGH')",
+        refused="" if os.geteuid() == 0 else "not root",
+    ),
     Attack(
         "ptrace",
         LIBRARY

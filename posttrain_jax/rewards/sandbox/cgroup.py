@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 PREFIX = "posttrain_jax-"
+ENDING = 5.0  # seconds that processes may take to end after their launcher
 
 
 class Group:
@@ -59,9 +61,12 @@ def bury(pid: int) -> bool:
     folders = [parent / f"{PREFIX}{pid}" for parent in (_parent("memory"), _parent("pids")) if parent]
     if not all(folder.is_dir() for folder in folders) or len(folders) < 2:
         return False
-    killed = _kills(folders[0]) > 0
+    killed, deadline = _kills(folders[0]) > 0, time.monotonic() + ENDING
     for folder in set(folders):
-        folder.rmdir()
+        while (folder / "cgroup.procs").read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    _sweep(folders[0].parent)
+    _sweep(folders[1].parent)
     return killed
 
 
