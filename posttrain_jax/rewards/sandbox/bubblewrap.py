@@ -3,7 +3,8 @@
 bubblewrap's defaults let through more than one would think, so each option is here for a reason. Its process 1 keeps
 the environment and shows the arguments that it was started with: the first is empty, the second come by a file
 descriptor. Started by root it keeps all capabilities in the new user namespace. Its ``/``, ``/dev`` and ``/dev/shm``
-are writable memory of half the machine's size: they are bounded or made read-only after they are filled.
+are writable memory of half the machine's size: they are bounded or made read-only after they are filled. Its ``/proc``
+lets root's programs write to ``/proc/sys``, which is the host's, and into process 1.
 """
 
 from __future__ import annotations
@@ -33,11 +34,23 @@ def arguments(layout: Layout, given: Mapping[str, int], memory: int, seccomp: in
     options += ["--size", str(memory), "--tmpfs", "/tmp", "--dir", layouts.WORK]
     for path in layout.readable:
         options += ["--ro-bind", path, path]
+    for path in layout.hidden:
+        options += ["--size", "4096", "--tmpfs", path, "--remount-ro", path]
     for path, target in layout.links.items():
         options += ["--symlink", target, path]
     for path, descriptor in given.items():
         options += ["--file", str(descriptor), path]
-    options += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", layouts.WORK, "--clearenv"]
+    options += [
+        "--remount-ro",
+        "/proc",
+        "--remount-ro",
+        "/dev",
+        "--remount-ro",
+        "/",
+        "--chdir",
+        layouts.WORK,
+        "--clearenv",
+    ]
     for name, value in layout.environment.items():
         options += ["--setenv", name, value]
     return [*options, "--seccomp", str(seccomp)]

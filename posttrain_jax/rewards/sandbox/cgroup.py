@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 PREFIX = "posttrain_jax-"
+ENDING = 5.0  # seconds that processes may take to end after their launcher
 
 
 class Group:
     """Folders of the controllers of memory and of processes: two in version 1, one and the same in version 2.
 
-    What a program's files in memory take is counted too.
+    What a program's files in memory take is counted too. The process that makes it goes in itself, so that whatever it
+    starts is in from birth: the kernel takes 10 ms to move a process.
     """
 
     def __init__(self, memory: Path, pids: Path):
         """For `make` to call."""
         self._memory, self._pids = memory, pids
         self._second = (memory / "memory.max").exists()
-        self._doors = [os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for folder in {memory, pids}]
+        for folder in self._folders:
+            (folder / "cgroup.procs").write_text("0")
+
+    @property
+    def _folders(self) -> set[Path]:
+        return {self._memory, self._pids}
 
     def limit(self, memory: int, processes: int) -> None:
         """Bounds what enters next: bytes, and processes with their threads."""
@@ -32,22 +40,34 @@ class Group:
             _write(self._memory / "memory.memsw.limit_in_bytes", memory)
         _write(self._pids / "pids.max", processes)
 
-    def enter(self) -> None:
-        """Puts the calling process in."""
-        for door in self._doors:
-            os.write(door, b"0")
-
     def kills(self) -> int:
         """How many processes were ended for want of memory, ever."""
-        events = self._memory / ("memory.events" if self._second else "memory.oom_control")
-        return sum(int(line.split()[1]) for line in events.read_text().splitlines() if line.startswith("oom_kill "))
+        return _kills(self._memory)
 
     def close(self) -> None:
-        """Removes the folders; nothing may be in them any more."""
-        for door in self._doors:
-            os.close(door)
-        for folder in {self._memory, self._pids}:
+        """Leaves and removes the folders; nothing else may be in them any more."""
+        for folder in self._folders:
+            (folder.parent / "cgroup.procs").write_text("0")
             folder.rmdir()
+
+
+def expose() -> None:
+    """Makes a process that was just started one of the first to end when the memory runs out."""
+    Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def bury(pid: int) -> bool:
+    """Removes the group of a maker that was killed; whether it held processes that ended for want of memory."""
+    folders = [parent / f"{PREFIX}{pid}" for parent in (_parent("memory"), _parent("pids")) if parent]
+    if not all(folder.is_dir() for folder in folders) or len(folders) < 2:
+        return False
+    killed, deadline = _kills(folders[0]) > 0, time.monotonic() + ENDING
+    for folder in set(folders):
+        while (folder / "cgroup.procs").read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    _sweep(folders[0].parent)
+    _sweep(folders[1].parent)
+    return killed
 
 
 def make() -> Group | None:
@@ -55,22 +75,26 @@ def make() -> Group | None:
     memory, pids = _parent("memory"), _parent("pids")
     if memory is None or pids is None:
         return None
-    made = []
-    for parent in {memory, pids}:
-        _sweep(parent)
-        try:
-            (parent / f"{PREFIX}{os.getpid()}").mkdir()
-            made.append(parent / f"{PREFIX}{os.getpid()}")
-        except OSError:
-            break
+    folders = [parent / f"{PREFIX}{os.getpid()}" for parent in (memory, pids)]
     try:
-        group = Group(memory / f"{PREFIX}{os.getpid()}", pids / f"{PREFIX}{os.getpid()}")
+        for folder in dict.fromkeys(folders):
+            _sweep(folder.parent)
+            folder.mkdir()
+        group = Group(*folders)
         group.limit(2**30, 2**10)
         return group
     except OSError:
-        for folder in made:
-            folder.rmdir()
+        for folder in folders:
+            if folder.is_dir():
+                (folder.parent / "cgroup.procs").write_text("0")
+                folder.rmdir()
         return None
+
+
+def _kills(memory: Path) -> int:
+    events = memory / "memory.events"
+    lines = (events if events.exists() else memory / "memory.oom_control").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
 
 def _parent(controller: str) -> Path | None:

@@ -6,7 +6,7 @@ come on standard input and go to standard output; see `frames`. When its input c
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import os
 import resource
 import select
@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from posttrain_jax.rewards.sandbox import bubblewrap, cgroup, frames, watch
+from posttrain_jax.rewards.sandbox import bubblewrap, cgroup, frames, kernel, landlock, watch
 from posttrain_jax.rewards.sandbox import layout as layouts
 from posttrain_jax.rewards.sandbox.seccomp import make_filter
 
-PR_SET_CHILD_SUBREAPER = 36
 COLLECTING = 2.0  # seconds more, for files to come back
+OWN = 3  # processes of the sandbox itself
 TICK = 0.05  # seconds between two looks at the memory
 CHUNK = 2**16
 REAPING = 10.0  # seconds until processes that were killed must be gone
@@ -30,9 +30,10 @@ REAPING = 10.0  # seconds until processes that were killed must be gone
 class Launcher:
     """Runs programs in one kind of sandbox."""
 
-    def __init__(self, layout: layouts.Layout, bubblewrap: str):
-        """``bubblewrap`` is the path of the program."""
-        self._layout, self._bubblewrap = layout, bubblewrap
+    def __init__(self, layout: layouts.Layout, bwrap: str):
+        """``bwrap`` is the path of bubblewrap; without it Landlock confines programs."""
+        self._layout = layout
+        self._start = functools.partial(bubblewrap.start, bwrap) if bwrap else landlock.start
         self._filter = make_filter()
         self._group = cgroup.make()
         self._collector = Path(__file__).with_name("collect.py").read_bytes()
@@ -51,8 +52,7 @@ class Launcher:
             collector = [self._layout.python, "-I", "-S", layouts.COLLECTOR, str(run.back), seconds, most]
             command = [*collector, *command]
         try:
-            run.pid = bubblewrap.start(
-                self._bubblewrap,
+            run.pid = self._start(
                 self._layout,
                 [*_prlimit(limits, self._group is not None), *command],
                 files,
@@ -61,7 +61,7 @@ class Launcher:
                 run.streams,
                 run.status,
                 [run.back] if keep else [],
-                self._group.enter if self._group else None,
+                cgroup.expose if self._group else None,
             )
         except (OSError, ValueError) as error:
             run.close()
@@ -88,7 +88,7 @@ class _Run:
         self._found = {name: bytearray() for name in reads}
         self.pid = 0
         if group:
-            group.limit(limits["memory"], limits["processes"] + 3)  # three are the sandbox's own
+            group.limit(limits["memory"], limits["processes"] + OWN + 1)  # this process is in it too
             self._kills = group.kills()
         self._begin = time.monotonic()
 
@@ -184,7 +184,7 @@ class _Run:
         if self._group:
             return self._group.kills() > self._kills
         memory, threads = watch.usage(self.pid, self._limits["memory"])
-        return memory > self._limits["memory"] or threads > self._limits["processes"] + 3
+        return memory > self._limits["memory"] or threads > self._limits["processes"] + OWN
 
     def _judge(self, ended: str | None, code: int, elapsed: float) -> tuple[str, str]:
         """How it ended, and what went wrong if it did not run."""
@@ -238,8 +238,7 @@ def main() -> None:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 2**16) if most > 0 else 2**16, most))
     # what loses its parent comes to this process, which so learns when it is gone
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     header, _ = frames.receive(requests)
     launcher = Launcher(layouts.Layout(**header["layout"]), header["bubblewrap"])
     try:

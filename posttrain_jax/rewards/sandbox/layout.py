@@ -1,4 +1,4 @@
-"""What a program sees: system folders and a Python to read, a little memory to write to, and none of the host's files."""
+"""What a program sees: system folders and a Python to read, a little memory to write to, none of the host's files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEVICES = ("null", "zero", "full", "random", "urandom")
 NOBODY = 65534
 
 # what programs and the dynamic linker look up; the rest of /etc stays outside
-ETC = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime")
+ETC = ("/etc/alternatives", "/etc/ld.so.cache")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,13 @@ class Layout:
       python: the interpreter within.
       readable: the host's folders and files, at their own paths, to read and execute.
       links: symbolic links: target by path.
+      hidden: folders among the readable ones that are to be empty.
     """
 
     python: str
     readable: tuple[str, ...]
     links: dict[str, str]
+    hidden: tuple[str, ...] = ()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -51,14 +53,17 @@ class Layout:
 
 
 def make_layout(python: str | None = None) -> Layout:
-    """The layout around an interpreter, by default the one that runs us, without its virtual environment.
+    """The layout around an interpreter with its packages; by default the one that runs us, without any package.
 
     Raises:
       FileNotFoundError: there is no such interpreter.
     """
+    hidden = ()
     if python is None:
-        base = os.path.join(sys.base_prefix, "bin", "python%d.%d" % sys.version_info[:2])
+        name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+        base, packages = f"{sys.base_prefix}/bin/{name}", f"{sys.base_prefix}/lib/{name}/site-packages"
         chosen = base if os.access(base, os.X_OK) else sys.executable
+        hidden = (packages,) if os.path.isdir(packages) else ()
     else:
         chosen = os.path.abspath(python)
     if not os.access(chosen, os.X_OK):
@@ -72,7 +77,7 @@ def make_layout(python: str | None = None) -> Layout:
     for prefix in prefixes(chosen):
         if not any(prefix == path or prefix.startswith(path + "/") for path in readable):
             readable.append(prefix)
-    return Layout(chosen, (*readable, *(path for path in ETC if os.path.exists(path))), links)
+    return Layout(chosen, (*readable, *(path for path in ETC if os.path.exists(path))), links, hidden)
 
 
 def prefixes(python: str) -> list[str]:

@@ -10,6 +10,7 @@ import os
 import queue
 import select
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from posttrain_jax.errors import UserError
-from posttrain_jax.rewards.sandbox import frames
+from posttrain_jax.rewards.sandbox import cgroup, frames
 from posttrain_jax.rewards.sandbox.layout import Layout, make_layout
 from posttrain_jax.rewards.sandbox.program import Limits, Outcome, Program, within
 
@@ -50,7 +51,7 @@ class Sandbox:
     def __init__(self, kind: str, layout: Layout, bubblewrap: str, workers: int):
         """For `open` to call, which also tries it."""
         self.kind = kind
-        self._hello = {"kind": kind, "layout": dataclasses.asdict(layout), "bubblewrap": bubblewrap}
+        self._hello = {"layout": dataclasses.asdict(layout), "bubblewrap": bubblewrap}
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         self._workers = [_Worker(self._hello) for _ in range(workers)]
         for worker in self._workers:
@@ -64,7 +65,7 @@ class Sandbox:
         Args:
           kind: what is to confine programs; ``auto``: bubblewrap, or else Landlock.
           workers: how many run at once; one for each CPU if None.
-          python: the interpreter within; the one that runs us if None, without its virtual environment's packages.
+          python: the interpreter within; with its packages; the one that runs us, without any, if None.
 
         Raises:
           SandboxUnavailable: this machine cannot; nothing runs unconfined instead.
@@ -154,8 +155,10 @@ class _Worker:
                 raise TimeoutError("the launcher does not answer")
             reply, (stdout, stderr, back) = frames.receive(process.stdout)
         except (OSError, EOFError) as error:
-            self._end()
-            return Outcome(b"", b"", None, "infrastructure", dict(program.files), f"a launcher was lost: {error}")
+            files = dict(program.files) if program.keep else {}
+            if self._end():
+                return Outcome(b"", b"", None, "memory", files)
+            return Outcome(b"", b"", None, "infrastructure", files, f"a launcher was lost: {error}")
         files, reason = dict(program.files) if program.keep else {}, reply["reason"]
         if program.keep and reply["ended"] != "infrastructure":
             files, reason = _files(back, files)
@@ -185,10 +188,11 @@ class _Worker:
             frames.send(self._process.stdin, self._hello)
         return self._process
 
-    def _end(self) -> None:
+    def _end(self) -> bool:
+        """Ends the launcher and what it runs; whether it was ended before, with its program, for want of memory."""
         process, self._process = self._process, None
         if process is None:
-            return
+            return False
         assert process.stdin and process.stdout
         try:
             process.stdin.close()
@@ -200,6 +204,7 @@ class _Worker:
             process.kill()
             process.wait()
         process.stdout.close()
+        return process.returncode == -signal.SIGKILL and cgroup.bury(process.pid)
 
 
 def _bytes(text: str) -> bytes:

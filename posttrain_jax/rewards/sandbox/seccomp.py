@@ -122,7 +122,7 @@ def make_filter(machine: str | None = None) -> bytes:
 
 
 def _on(number: int, argument: int, check: list[bytes]) -> list[bytes]:
-    """For one call: its argument's low half, which is all that the kernel reads of these, then the check, then allow."""
+    """For one call: load its argument's low half, all that the kernel reads of these; then the check, then allow."""
     body = [_word(LOAD, ARGUMENTS + 8 * argument), *check, _word(RETURN, ALLOW)]
     return [_word(JUMP_EQUAL, number, 0, len(body)), *body]
 
