@@ -7,7 +7,8 @@ import re
 LONGEST_ANSWER = 1000  # characters
 NARROW = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: 0x20}  # full-width forms
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-MARKED = re.compile(r"(?:final answer|answer|答案)\s*(?:is\b|[:：]|是|为)[ \t]*(.*)|^####[ \t]*(.*)$", re.I | re.M)
+HASHES = re.compile(r"^####[ \t]*(.*)$", re.M)
+SAID = re.compile(r"(?:answer|答案)\s*(?:is\b|[:：]|是|为)[ \t]*(.*)", re.I)
 
 
 def boxes(text: str) -> list[str]:
@@ -24,14 +25,14 @@ def boxes(text: str) -> list[str]:
 
 
 def final(text: str) -> str:
-    r"""The one answer a response gives: its box, else its marked answer ("Answer: …", "#### …"), else all of it.
+    r"""The one answer a response gives: its box, else "#### …", else "Answer: …", else all of it.
 
     Raises:
       ValueError: no answer, several that differ, or one longer than `LONGEST_ANSWER` characters.
     """
-    marked = [(first or second).strip() for first, second in MARKED.findall(text)]
-    given = boxes(text) or marked or [text.strip()]
-    if len(set(given)) > 1:
+    given = boxes(text) or HASHES.findall(text) or SAID.findall(text) or [text]
+    given = [answer.strip() for answer in given]
+    if len(set(map(plain, given))) > 1:
         raise ValueError("several answers")
     if not given[0]:
         raise ValueError("no answer")
