@@ -27,7 +27,8 @@ def test_worked_solutions_of_gsm8k():
 
 def test_answers_of_math_in_another_form(maths):
     answers = [row["answer"] for row in rows("math/train_answers.jsonl.gz", 60) if row["answer"]]
-    agreed = [maths.grade(rf"So \boxed{{ {a.replace('frac', 'dfrac')}}}.", a).correct for a in answers]
+    frac, dfrac = r"\frac", r"\dfrac"
+    agreed = [maths.grade(rf"So \boxed{{ {a.replace(frac, dfrac)}}}.", a).correct for a in answers]
     assert len(agreed) > 100 and sum(agreed) >= 0.99 * len(agreed)
     others = [(a, b) for a, b in zip(answers, answers[1:], strict=False) if a != b]
     assert not any(maths.grade(rf"\boxed{{{a}}}", b).correct for a, b in others)
