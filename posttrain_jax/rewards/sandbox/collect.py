@@ -48,7 +48,7 @@ def text_files(root: str, limit: int) -> dict[str, str]:
             elif entry.is_file(follow_symlinks=False):
                 content = read(os.path.join(root, path), limit)
                 text = text_of(path, content)
-                if text is not None:
+                if content is not None and text is not None:
                     found[path] = text
                     limit -= len(content)
     return found

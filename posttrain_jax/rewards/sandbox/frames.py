@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 
-def send(stream: BinaryIO, header: dict[str, Any], parts: Sequence[bytes] = ()) -> None:
+def send(stream: IO[bytes], header: dict[str, Any], parts: Sequence[bytes] = ()) -> None:
     """Writes one message.
 
     Raises:
@@ -21,7 +21,7 @@ def send(stream: BinaryIO, header: dict[str, Any], parts: Sequence[bytes] = ()) 
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> tuple[dict[str, Any], list[bytes]]:
+def receive(stream: IO[bytes]) -> tuple[dict[str, Any], list[bytes]]:
     """The next message.
 
     Raises:
@@ -31,7 +31,7 @@ def receive(stream: BinaryIO) -> tuple[dict[str, Any], list[bytes]]:
     return header, [_exactly(stream, length) for length in header.pop("parts")]
 
 
-def _exactly(stream: BinaryIO, length: int) -> bytes:
+def _exactly(stream: IO[bytes], length: int) -> bytes:
     found = stream.read(length)
     if len(found) != length:
         raise EOFError("the other side is gone")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 from posttrain_jax.rewards.sandbox import kernel
 from posttrain_jax.rewards.sandbox import layout as layouts
@@ -37,7 +38,7 @@ def start(
     _guarded(lambda: _first(layout, command, files, memory, seccomp, streams, status, passed, enter))
 
 
-def _guarded(body: Callable[[], int]) -> None:
+def _guarded(body: Callable[[], int]) -> NoReturn:
     """Ends this process with the body's status, or after telling its mistake."""
     code = FAILED
     try:

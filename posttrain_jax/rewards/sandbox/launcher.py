@@ -6,6 +6,7 @@ come on standard input and go to standard output; see `frames`. When its input c
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import resource
@@ -63,8 +64,10 @@ class Launcher:
                 [run.back] if keep else [],
                 cgroup.expose if self._group else None,
             )
-        except (OSError, ValueError) as error:
+        except OSError as error:
             run.close()
+            if error.errno == errno.E2BIG:  # which is the program's own fault
+                return {"ended": "exit", "status": 126, "reason": ""}, [b"", str(error).encode(), b""]
             return {"ended": "infrastructure", "status": None, "reason": str(error)}, [b"", b"", b""]
         return run.finish()
 

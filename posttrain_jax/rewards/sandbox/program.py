@@ -12,6 +12,7 @@ from posttrain_jax.errors import UserError
 Ending = Literal["exit", "seconds", "cpu", "memory", "output", "infrastructure"]
 
 MIB = 2**20
+MOST_FILES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Program:
       files: text by path within the working folder, which holds nothing else; Python imports from there.
       limits: what it may use up.
       keep: whether the text files of the working folder come back.
+
+    Raises:
+      UserError: it can be run nowhere: no command, a path that leads out, files too large.
     """
 
     command: Sequence[str] = ()
@@ -72,6 +76,14 @@ class Program:
         for path in self.files:
             if not within(path):
                 raise UserError(f"the path {path!r} is not one within the working folder, such as 'folder/file.py'")
+            if folder := next((folder for folder in _above(path) if folder in self.files), None):
+                raise UserError(f"{folder!r} is a file, and a folder in {path!r}")
+        if len(self.files) > MOST_FILES:
+            raise UserError(f"a program has {len(self.files)} files; at most {MOST_FILES} fit")
+        if (size := sum(len(text.encode(errors="replace")) for text in self.files.values())) > self.limits.file // 2:
+            raise UserError(
+                f"the files hold {size} bytes; at most half of limits.file, {self.limits.file}, may be used"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +109,16 @@ class Outcome:
 
 
 def within(path: str) -> bool:
-    """Whether a path is a plain one below the folder that it starts from."""
-    plain = bool(path) and path == posixpath.normpath(path) and "\0" not in path
-    return plain and not path.startswith(("/", "../")) and path not in (".", "..")
+    """Whether a path is a plain one below the folder that it starts from, and a file can have it."""
+    try:
+        name = path.encode()
+    except UnicodeError:
+        return False
+    if not name or path != posixpath.normpath(path) or path.startswith(("/", "../")) or path in (".", ".."):
+        return False
+    return b"\0" not in name and len(name) <= 1024 and all(len(part) <= 255 for part in name.split(b"/"))
+
+
+def _above(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]

@@ -144,7 +144,8 @@ class _Worker:
     def run(self, program: Program) -> Outcome:
         """What becomes of a program."""
         texts = [program.stdin, _bytes(program.source or ""), *map(_bytes, program.files.values())]
-        header = {"command": list(program.command), "files": list(program.files), "keep": program.keep}
+        command = [_bytes(argument).decode() for argument in program.command]
+        header = {"command": command, "files": list(program.files), "keep": program.keep}
         try:
             process = self._launcher()
             assert process.stdin and process.stdout

@@ -160,22 +160,28 @@ def test_a_lost_launcher_is_told_and_replaced(sandbox: Sandbox):
 
 
 def test_nothing_is_left_of_a_hundred_runs(sandbox: Sandbox):
-    with Sandbox.open(sandbox.kind, workers=2) as opened:  # type: ignore[arg-type]
-        program = Program(
-            source="import os\nif os.fork(): os._exit(0)\nimport time; time.sleep(60)", files={"a": "b"}, keep=True
-        )
-        launchers = [worker for worker in opened._workers]
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(opened.run, [program] * 10))
-            pids = [worker._process.pid for worker in opened._workers if worker._process]
-            descriptors = [len(os.listdir(f"/proc/{pid}/fd")) for pid in [*pids, os.getpid()]]
-            processes, temporary = len(descendants()), set(os.listdir("/tmp"))
-            list(pool.map(opened.run, [program] * 100))
+    source = "import os\nif os.fork(): os._exit(0)\nimport time; time.sleep(60)"
+    programs = [Program(source=source, files={"a": "b"}, keep=keep) for keep in (True, False, False)]
+    with Sandbox.open(sandbox.kind, workers=2) as opened, ThreadPoolExecutor(2) as pool:  # type: ignore[arg-type]
+        list(pool.map(opened.run, programs * 2))
+        pids = [worker._process.pid for worker in opened._workers if worker._process]
+        descriptors = [len(os.listdir(f"/proc/{pid}/fd")) for pid in [*pids, os.getpid()]]
+        processes, temporary = len(descendants()), set(os.listdir("/tmp"))
+        list(pool.map(opened.run, programs * 33))
         assert [len(os.listdir(f"/proc/{pid}/fd")) for pid in [*pids, os.getpid()]] == descriptors
         assert len(descendants()) == processes
         assert not {name for name in set(os.listdir("/tmp")) - temporary if "sandbox" in name or "bwrap" in name}
     assert not descendants() & set(pids)
-    assert not list(Path("/sys/fs/cgroup").glob(f"*/**/posttrain_jax-{pids[0]}"))
+    assert not [group for pid in pids for group in Path("/sys/fs/cgroup").glob(f"*/**/posttrain_jax-{pid}")]
+
+
+def test_an_argument_that_is_too_long_is_the_programs_fault(sandbox: Sandbox):
+    outcome = sandbox.run(Program(command=["echo", "x" * 200_000]))
+    assert outcome.ended == "exit" and outcome.status, outcome
+
+
+def test_text_that_is_no_unicode_is_no_failure_of_the_sandbox(sandbox: Sandbox):
+    assert sandbox.run(Program(command=["echo", "a\ud800"], files={"b": "\ud800"})).stdout == b"a?\n"
 
 
 def test_without_bubblewrap_it_fails_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -202,7 +208,14 @@ def test_a_bubblewrap_that_confines_nothing_is_not_believed(monkeypatch: pytest.
         Sandbox.open("bubblewrap", workers=1)
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "", ".", "a\0b", "a//b"])
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "", ".", "a\0b", "a//b", "\ud800", "x" * 256])
 def test_paths_outside_of_the_working_folder_are_refused(path: str):
     with pytest.raises(UserError, match="within the working folder"):
         Program(source="", files={path: ""})
+
+
+def test_files_that_cannot_be_written_are_refused():
+    with pytest.raises(UserError, match="'a' is a file, and a folder in 'a/b'"):
+        Program(source="", files={"a": "", "a/b": ""})
+    with pytest.raises(UserError, match="the files hold 100 bytes"):
+        Program(source="", files={"a": "x" * 100}, limits=Limits(file=100))
