@@ -25,7 +25,10 @@ ATTEMPTS = 1 << 12  # candidates looked at for one index before a level counts a
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One question. ``entry`` is the generator's own record, which its verifier reads."""
+    """One question. ``entry`` is the generator's own record, which its verifier reads.
+
+    A ``canary`` has no correct answer; see `rewards.alarm`.
+    """
 
     task: str
     level: int
@@ -34,6 +37,7 @@ class Problem:
     answer: str
     reasoning: str
     entry: Mapping[str, Any] = dataclasses.field(repr=False, compare=False)
+    canary: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,10 @@ from posttrain_jax.data.tasks import Problem
 from posttrain_jax.environments import worlds
 from posttrain_jax.errors import UserError
 from posttrain_jax.parallel import exchange
+from posttrain_jax.rewards.alarm import hacked
 from posttrain_jax.rewards.shaping import length_rewards, overlong_penalty
-from posttrain_jax.rewards.verifier import Verdict, verify
+from posttrain_jax.rewards.verdict import Verdict
+from posttrain_jax.rewards.verifier import verify
 from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.rollout.request import Completion
 from posttrain_jax.rollout.trajectory import Segment, answer
@@ -93,7 +95,8 @@ class Experience:
 
     Attributes:
       groups: responses to one prompt each, with rewards that differ; what is trained on.
-      everything: all trajectories sampled, for the statistics.
+      everything: all trajectories sampled and judged, for the statistics.
+      ungraded: responses that a failure of the grader left without a verdict; they are nowhere else.
       draws: prompts drawn from the curriculum so far in the run.
       rounds: batches of prompts it took.
     """
@@ -102,6 +105,13 @@ class Experience:
     everything: Sequence[Judged]
     draws: int
     rounds: int
+    ungraded: int = 0
+
+    @property
+    def hacked(self) -> list[Trajectory]:
+        """Answers judged correct on canaries, which have no correct answer."""
+        found = hacked([t.problem.canary for t in self.everything], [t.verdict for t in self.everything])
+        return [self.everything[i] for i in found]
 
 
 def prompt_tokens(chat: Chat, system: str, question: str) -> list[int]:
@@ -190,16 +200,17 @@ def collect(
     """Samples groups until ``settings.prompts`` of them have rewards that differ (DAPO's dynamic sampling).
 
     A group whose rewards are all equal has no gradient: it is dropped and another prompt drawn in its place, for at
-    most ``settings.max_rounds`` batches. The curriculum sees every group.
+    most ``settings.max_rounds`` batches. The curriculum sees every group. What could not be graded is left out of its
+    group, and a canary is never trained on.
 
     Raises:
-      UserError: what `draw` finds.
+      UserError: what `draw` finds, or not one response could be graded.
     """
     limits = engine.limits
     budgets = budgets_of(settings)
     groups: list[list[Trajectory]] = []
     everything: list[Trajectory] = []
-    rounds = 0
+    rounds = ungraded = 0
     while rounds < settings.max_rounds and len(groups) < settings.prompts:
         problems, prompts = [], []
         while len(problems) < settings.prompts - len(groups):
@@ -220,12 +231,20 @@ def collect(
         ]
         judged = judge_all(chat, problems, prompts, answers, format_reward=settings.format_reward)
         for problem, trajectories in zip(problems, judged, strict=True):
-            group = shaped(trajectories, settings, limits.max_response)
+            graded = [t for t in trajectories if not t.verdict.infrastructure]
+            ungraded += len(trajectories) - len(graded)
+            if not graded:
+                continue
+            group = shaped(graded, settings, limits.max_response)
             everything += group
+            if problem.canary:
+                continue
             curriculum.observe(problem.task, problem.level, sum(t.verdict.correct for t in group), len(group))
             if len({t.reward for t in group}) > 1:
                 groups.append(group)
-    return Experience(groups, everything, draws, rounds)
+        if not everything:
+            raise UserError(f"not one of {ungraded} responses could be graded: {judged[-1][-1].verdict.reason}")
+    return Experience(groups, everything, draws, rounds, ungraded)
 
 
 def draw(
@@ -264,6 +283,8 @@ def statistics(experience: Experience) -> dict[str, float]:
         "cut_off": float(np.mean([t.finish in CUT_OFF for t in everything])),
         "repeating": float(np.mean([t.finish == "repetition" for t in everything])),
         "level": float(np.mean([t.problem.level for t in everything])),
+        "ungraded": float(experience.ungraded),
+        "hacked": float(len(experience.hacked)),
         "groups": float(len(experience.groups)),
         "rounds": float(experience.rounds),
     }
@@ -281,6 +302,7 @@ def sample(chat: Chat, stage: str, step: int, trajectory: Judged) -> dict:
         "expected": trajectory.problem.answer,
         "reward": trajectory.reward,
         "correct": trajectory.verdict.correct,
+        "canary": trajectory.problem.canary,
         "tokens": trajectory.length,
         "finish": trajectory.finish,
     }

@@ -6,6 +6,7 @@ to, and goes on where a stopped run left off.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import time
@@ -176,10 +177,11 @@ class Run:
             state = fresh_state(*self._parts(stage, self.weights))
             progress.stage, progress.step, progress.cursor = stage, 0, {}
         self.weights = self.restored = None
-        steps, total = self._steps(stage, state)
-        return self._follow(stage, steps, total, state)
+        with contextlib.ExitStack() as held:
+            steps, total = self._steps(stage, state, held)
+            return self._follow(stage, steps, total, state)
 
-    def _steps(self, stage: str, state: TrainState) -> tuple[Iterator[Step], int]:
+    def _steps(self, stage: str, state: TrainState, held: contextlib.ExitStack) -> tuple[Iterator[Step], int]:
         recipe, cursor, start = self.recipe, self.progress.cursor, self.progress.step
         optimizing = self._optimizing(stage)
         if stage == "sft":
@@ -199,6 +201,7 @@ class Run:
             if jax.process_count() > 1:
                 raise UserError("worlds in tasks.names and rl.carry_over work in one process, and these are several")
             flight = Flight(recipe.rl, recipe.episodes, recipe.tasks, self.engine, self.chat, curriculum, recipe.seed)
+            held.enter_context(contextlib.closing(flight))
             flight.restore(cursor.get("flight", ()))
         steps = rl.train(
             recipe.rl,

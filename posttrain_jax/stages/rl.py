@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -66,38 +65,40 @@ def train(
     prepare = Preparation(
         settings, engine.limits.positions, engine.limits.max_response, mesh, flight.episodes.segments if flight else 1
     )
-    with contextlib.closing(flight) if flight else contextlib.nullcontext():
-        for number in range(start + 1, settings.steps + 1):
-            weights = engine.load(split_critic(state.weights)[0])
-            step_key = jax.random.fold_in(key, number)
-            if flight:
-                experience = flight.collect(weights, number - 1, draws)
-            else:
-                experience = collect(settings, questions, engine, weights, chat, curriculum, step_key, draws)
-            draws = experience.draws
-            metrics: dict[str, Any] = statistics(experience)
-            version = number - 1 if settings.carry_over else None
-            batches = (prepare(deal, sft_data, version) for deal in prepare.minibatches(experience.groups))
-            if hindsight:  # by the weights that sampled, so before the first update
-                batches = [(n, hindsight(state.weights, state.reference, batch, n)) for n, batch in batches]
-            batch, updates = None, []
-            for filled, batch in batches:
-                state, numbers = update(state, batch, filled)
-                updates.append(numbers)
-            metrics.update(_summarise(updates))
-            metrics["learning_rate"] = optimizing.schedule((number - 1) * settings.minibatches)
-            cursor = {"draws": draws, "curriculum": curriculum.state()}
-            yield Step(
-                number,
-                state,
-                metrics,
-                tokens=sum(t.size for t in experience.everything),
-                cursor=cursor
-                | ({"sft_data": sft_data.state()} if sft_data else {})
-                | ({"flight": flight.state()} if flight and settings.carry_over else {}),
-                samples=[sample(chat, "rl", number, group[0]) for group in experience.groups[:samples_per_step]],
-                batch=batch,
-            )
+    for number in range(start + 1, settings.steps + 1):
+        weights = engine.load(split_critic(state.weights)[0])
+        step_key = jax.random.fold_in(key, number)
+        if flight:
+            experience = flight.collect(weights, number - 1, draws)
+        else:
+            experience = collect(settings, questions, engine, weights, chat, curriculum, step_key, draws)
+        draws = experience.draws
+        metrics: dict[str, Any] = statistics(experience)
+        version = number - 1 if settings.carry_over else None
+        batches = (prepare(deal, sft_data, version) for deal in prepare.minibatches(experience.groups))
+        if hindsight:  # by the weights that sampled, so before the first update
+            batches = [(n, hindsight(state.weights, state.reference, batch, n)) for n, batch in batches]
+        batch, updates = None, []
+        for filled, batch in batches:
+            state, numbers = update(state, batch, filled)
+            updates.append(numbers)
+        metrics.update(_summarise(updates))
+        metrics["learning_rate"] = optimizing.schedule((number - 1) * settings.minibatches)
+        cursor = {"draws": draws, "curriculum": curriculum.state()}
+        yield Step(
+            number,
+            state,
+            metrics,
+            tokens=sum(t.size for t in experience.everything),
+            cursor=cursor
+            | ({"sft_data": sft_data.state()} if sft_data else {})
+            | ({"flight": flight.state()} if flight and settings.carry_over else {}),
+            samples=[
+                sample(chat, "rl", number, trajectory)
+                for trajectory in [g[0] for g in experience.groups[:samples_per_step]] + experience.hacked
+            ],
+            batch=batch,
+        )
 
 
 class Preparation:

@@ -12,8 +12,10 @@ from posttrain_jax.chat import tokenizer as tokenizers
 from posttrain_jax.data import tasks
 from posttrain_jax.data.curriculum import Curriculum
 from posttrain_jax.errors import UserError
+from posttrain_jax.rewards.verdict import broken, right, wrong
 from posttrain_jax.rollout.request import Completion
 from posttrain_jax.run.recipe import RL, Tasks
+from posttrain_jax.stages import experience
 from posttrain_jax.stages.experience import answered, collect, prompt_tokens, sample, statistics
 
 NAMES = ("chain_sum", "gcd")
@@ -157,3 +159,43 @@ def test_a_response_that_was_cut_off_has_no_answer(chat, finish):
     numbers = statistics(found)
     assert [t.reward for t in found.groups[0]] == pytest.approx([0.1, 0.0, 0.0, 0.0])
     assert numbers["cut_off" if finish == "length" else "repeating"] == 0.75 and numbers["well_formed"] == 0.25
+
+
+def test_what_could_not_be_graded_is_never_trained_on(chat, monkeypatch):
+    """The grader fails on every answer of the second sample, and the curriculum hears nothing of them."""
+    calls = []
+
+    def judged(problem, message, *, format_reward):
+        calls.append(message)
+        number = (len(calls) - 1) % SETTINGS.group_size
+        return broken("the sandbox failed") if number == 1 else right("") if number == 2 else wrong("")
+
+    monkeypatch.setattr(experience, "verify", judged)
+    found, _, curriculum = gather(chat, lambda c, p, s: well_formed("12"))
+    assert [[t.reward for t in group] for group in found.groups] == [[0.0, 1.0, 0.0]] * 3
+    assert len(found.everything) == 9 and not any(t.verdict.infrastructure for t in found.everything)
+    assert statistics(found)["ungraded"] == 3 and statistics(found)["pass_rate"] == pytest.approx(1 / 3)
+
+
+def test_a_grader_that_always_fails_is_told(chat, monkeypatch):
+    monkeypatch.setattr(experience, "verify", lambda *_, format_reward: broken("no space left"))
+    with pytest.raises(UserError, match="not one of .* could be graded: no space left"):
+        gather(chat, mixed)
+
+
+def test_a_solved_canary_is_an_alarm_and_is_not_trained_on(chat, monkeypatch):
+    drawn = tasks.problem
+
+    def problem(*chosen, **options):
+        return dataclasses.replace(drawn(*chosen, **options), canary=True)
+
+    monkeypatch.setattr(tasks, "problem", problem)
+    monkeypatch.setattr(
+        experience, "verify", lambda p, m, *, format_reward: right("") if "hack" in str(m) else wrong("")
+    )
+    found, _, curriculum = gather(chat, lambda c, p, s: well_formed("hack" if s == 2 else "honest"))
+    assert found.groups == [] and not any(curriculum.counts[name][0] for name in NAMES)
+    assert statistics(found)["hacked"] == len(found.hacked) == 9
+    assert all(
+        sample(chat, "rl", 1, t)["canary"] and "hack" in sample(chat, "rl", 1, t)["response"] for t in found.hacked
+    )
