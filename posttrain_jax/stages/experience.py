@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -15,18 +16,22 @@ from posttrain_jax.data.curriculum import Curriculum
 from posttrain_jax.data.tasks import Problem
 from posttrain_jax.errors import UserError
 from posttrain_jax.parallel import exchange
+from posttrain_jax.rewards.judges.tally import Tally
 from posttrain_jax.rewards.shaping import length_rewards, overlong_penalty
 from posttrain_jax.rewards.verifier import Verdict, verify
 from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.rollout.request import Completion
 from posttrain_jax.run.recipe import RL, Tasks
 
+if TYPE_CHECKING:
+    from posttrain_jax.stages.judging import Judging
+
 HOPELESS = 1000  # prompts in a row that are too long before no prompt is taken to fit
 
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """One response, judged."""
+    """One response, judged; ``masked`` is one that its judge could not be asked about, and is not trained on."""
 
     problem: Problem
     prompt: list[int]
@@ -34,6 +39,7 @@ class Trajectory:
     message: dict
     verdict: Verdict
     reward: float
+    masked: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +51,14 @@ class Experience:
       everything: all trajectories sampled, for the statistics.
       draws: prompts drawn from the curriculum so far in the run.
       rounds: batches of prompts it took.
+      tally: what a model that judged them did.
     """
 
     groups: list[list[Trajectory]]
     everything: list[Trajectory]
     draws: int
     rounds: int
+    tally: Tally = Tally()
 
 
 def prompt_tokens(chat: Chat, system: str, question: str) -> list[int]:
@@ -130,6 +138,7 @@ def collect(
     curriculum: Curriculum,
     key: jax.Array,
     draws: int,
+    judging: Judging | None = None,
 ) -> Experience:
     """Samples groups until ``settings.prompts`` of them have rewards that differ (DAPO's dynamic sampling).
 
@@ -137,13 +146,13 @@ def collect(
     most ``settings.max_rounds`` batches. The curriculum sees every group.
 
     Raises:
-      UserError: prompt after prompt is longer than the engine takes.
+      UserError: prompt after prompt is longer than the engine takes, or the judge cannot be asked at all.
     """
     limits = engine.limits
     budgets = {task: int(tokens) for task, _, tokens in (budget.partition("=") for budget in settings.budgets)}
     groups: list[list[Trajectory]] = []
     everything: list[Trajectory] = []
-    rounds = 0
+    rounds, tally = 0, Tally()
     while rounds < settings.max_rounds and len(groups) < settings.prompts:
         problems, prompts, passed_over = [], [], 0
         while len(problems) < settings.prompts - len(groups):
@@ -174,13 +183,17 @@ def collect(
             for problem, completions in zip(problems, answers, strict=True)
         ]
         judged = judge_all(chat, problems, prompts, answers, format_reward=settings.format_reward)
-        for problem, trajectories in zip(problems, judged, strict=True):
-            group = shaped(trajectories, settings, limits.max_response)
+        judged = [shaped(group, settings, limits.max_response) for group in judged]
+        if judging:
+            judged, told = judging(weights, judged, jax.random.fold_in(key, settings.max_rounds + rounds))
+            tally += told
+        for problem, group in zip(problems, judged, strict=True):
             everything += group
             curriculum.observe(problem.task, problem.level, sum(t.verdict.correct for t in group), len(group))
-            if len({t.reward for t in group}) > 1:
-                groups.append(group)
-    return Experience(groups, everything, draws, rounds)
+            usable = [t for t in group if not t.masked]
+            if len({t.reward for t in usable}) > 1:
+                groups.append(usable)
+    return Experience(groups, everything, draws, rounds, tally)
 
 
 def statistics(experience: Experience) -> dict[str, float]:
@@ -197,6 +210,7 @@ def statistics(experience: Experience) -> dict[str, float]:
         "level": float(np.mean([t.problem.level for t in everything])),
         "groups": float(len(experience.groups)),
         "rounds": float(experience.rounds),
+        **experience.tally.metrics(),
     }
 
 

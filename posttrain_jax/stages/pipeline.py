@@ -33,6 +33,7 @@ from posttrain_jax.stages import rl, sft
 from posttrain_jax.stages.critic import split_critic, with_critic
 from posttrain_jax.stages.evaluation import Score, evaluate
 from posttrain_jax.stages.experience import sample
+from posttrain_jax.stages.judging import make_judging
 from posttrain_jax.stages.optimizing import Optimizing, make_optimizing
 from posttrain_jax.stages.setup import make_chat, make_engine, make_model
 from posttrain_jax.stages.step import Step, TrainState, abstract_state, fresh_state, layout
@@ -204,6 +205,7 @@ class Run:
             start=start,
             draws=cursor.get("draws", 0),
             samples_per_step=recipe.run.samples_per_step,
+            judging=make_judging(recipe, self.chat, self.mesh, self.workdir),
         )
         return steps, recipe.rl.steps
 

@@ -24,6 +24,7 @@ from posttrain_jax.run.recipe import RL, Tasks
 from posttrain_jax.stages.critic import split_critic
 from posttrain_jax.stages.experience import Trajectory, collect, sample, statistics
 from posttrain_jax.stages.hindsight import make_hindsight
+from posttrain_jax.stages.judging import Judging
 from posttrain_jax.stages.optimizing import Optimizing
 from posttrain_jax.stages.packing import add_ptx, capacity, pack
 from posttrain_jax.stages.policy import advantages_and_aggregation, make_loss
@@ -47,6 +48,7 @@ def train(
     start: int,
     draws: int,
     samples_per_step: int,
+    judging: Judging | None = None,
 ) -> Iterator[Step]:
     """Yields after every step from ``start`` + 1 to ``settings.steps``.
 
@@ -62,7 +64,7 @@ def train(
     for number in range(start + 1, settings.steps + 1):
         weights = engine.load(split_critic(state.weights)[0])
         step_key = jax.random.fold_in(key, number)
-        experience = collect(settings, questions, engine, weights, chat, curriculum, step_key, draws)
+        experience = collect(settings, questions, engine, weights, chat, curriculum, step_key, draws, judging)
         draws = experience.draws
         metrics: dict[str, Any] = statistics(experience)
         batches = (prepare(minibatch, sft_data) for minibatch in prepare.minibatches(experience.groups))

@@ -26,12 +26,14 @@ class Outcome:
       consistent: the verdict turned with the order; None where there were not two verdicts.
       malformed: answers of the judge, out of two, without a verdict.
       failed: why the judge could not be asked.
+      asked: whether it had to be.
     """
 
     score: float | None
     consistent: bool | None = None
     malformed: int = 0
     failed: str = ""
+    asked: bool = True
 
 
 def outcome(straight: Comparison, swapped: Comparison) -> Outcome:
@@ -62,7 +64,7 @@ def pairings(count: int, opponents: int, seed: int) -> list[Pair]:
 async def both_orders(judge: Judge, question: str, a: str, b: str, rubrics: Sequence[Rubric], seed: int) -> Outcome:
     """One pair, judged twice. Equal answers are a tie without asking."""
     if a == b:
-        return Outcome(0.5)
+        return Outcome(0.5, asked=False)
     found = await asyncio.gather(
         judge.compare(question, a, b, rubrics, seed_of(seed, 0)),
         judge.compare(question, b, a, rubrics, seed_of(seed, 1)),
