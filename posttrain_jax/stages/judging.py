@@ -164,4 +164,9 @@ def _as_pairs(found: dict) -> dict[Pair, Outcome]:
     if not all(isinstance(place, int) for place in found):
         return found
     scores = {i: one.score for i, one in found.items() if one.score is not None}
-    return {(i, j): Outcome(0.5 + 0.5 * float(np.sign(a - b))) for i, a in scores.items() for j, b in scores.items() if i < j}
+    return {
+        (i, j): Outcome(0.5 + 0.5 * float(np.sign(a - b)))
+        for i, a in scores.items()
+        for j, b in scores.items()
+        if i < j
+    }

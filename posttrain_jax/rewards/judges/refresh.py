@@ -45,11 +45,13 @@ def conversations(
 
 def _records(question: str, good: str, bad: str, rubrics: Sequence[Rubric]) -> list[dict[str, Any]]:
     return [
-        {
-            "messages": [
-                *compare_messages(question, a, b, rubrics),
-                {"role": "assistant", "content": verdict_line(verdict)},
-            ]
-        }
+        {"messages": [*compare_messages(question, a, b, rubrics), _lesson(verdict)]}
         for a, b, verdict in ((good, bad, 1), (bad, good, -1))
     ]
+
+
+def _lesson(verdict: int) -> dict[str, Any]:
+    """The critic's answer, with a reason: a family that always thinks would else have to write the verdict as one."""
+    right, wrong = "AB" if verdict > 0 else "BA"
+    reasoning = f"Answer {right} is right and answer {wrong} is wrong."
+    return {"role": "assistant", "reasoning_content": reasoning, "content": verdict_line(verdict)}
