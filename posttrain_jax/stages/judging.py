@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,8 +50,9 @@ def make_judging(recipe: Recipe, chat: Chat, mesh: Mesh, workdir: Path) -> Judgi
         return None
     if not settings.endpoint.url:
         limits = {"max_prompt": settings.max_prompt, "max_response": settings.max_response}
-        return Judging(settings, chat, make_engine(recipe, chat, mesh=mesh, routing=False, **limits))
-    return Judging(settings, chat, make_endpoint(settings, workdir / CACHE) if jax.process_index() == 0 else None)
+        return Judging(settings, chat, engine=make_engine(recipe, chat, mesh=mesh, routing=False, **limits))
+    first = jax.process_index() == 0
+    return Judging(settings, chat, endpoint=make_endpoint(settings, workdir / CACHE) if first else None)
 
 
 def make_endpoint(settings: recipes.Judge, cache: Path) -> Endpoint:
@@ -82,8 +84,10 @@ class Judging:
     first process, which tells the others.
     """
 
-    def __init__(self, settings: recipes.Judge, chat: Chat, voice: Engine | Endpoint | None):
-        self.settings, self.chat, self.voice = settings, chat, voice
+    def __init__(
+        self, settings: recipes.Judge, chat: Chat, *, engine: Engine | None = None, endpoint: Endpoint | None = None
+    ):
+        self.settings, self.chat, self.engine, self.endpoint = settings, chat, engine, endpoint
         self.rubrics = GENERAL + task_rubrics(settings.rubrics)
 
     def __call__(
@@ -97,11 +101,11 @@ class Judging:
           UserError: it could not be asked about any.
         """
         seed = int(np.asarray(jax.random.bits(key, (), np.uint32)))
-        if self.settings.endpoint.url:
-            asked = asyncio.run(self._outcomes(Prompted(self.voice.ask), groups, seed)) if self.voice else None
-            outcomes = exchange.gather(asked)[0]
+        if self.engine:
+            outcomes = asyncio.run(self._outcomes(self._policy(self.engine, weights), groups, seed))
         else:
-            outcomes = asyncio.run(self._outcomes(self._policy(weights), groups, seed))
+            told = self.endpoint and asyncio.run(self._outcomes(Prompted(self.endpoint.ask), groups, seed))
+            outcomes = exchange.gather(told)[0]
         tally = sum(
             (
                 count(found.values(), agreement(_as_pairs(found), [t.verdict.correct for t in group]))
@@ -116,10 +120,10 @@ class Judging:
             for group, rewards in zip(groups, self._rewards(groups, outcomes), strict=True)
         ], tally
 
-    def _policy(self, weights: nnx.State) -> Judge:
+    def _policy(self, engine: Engine, weights: nnx.State) -> Judge:
         settings = self.settings
         return sampled(
-            Batched(self.voice, weights),
+            Batched(engine, weights),
             self.chat,
             max_prompt=settings.max_prompt,
             max_tokens=settings.max_response,
@@ -164,9 +168,5 @@ def _as_pairs(found: dict) -> dict[Pair, Outcome]:
     if not all(isinstance(place, int) for place in found):
         return found
     scores = {i: one.score for i, one in found.items() if one.score is not None}
-    return {
-        (i, j): Outcome(0.5 + 0.5 * float(np.sign(a - b)))
-        for i, a in scores.items()
-        for j, b in scores.items()
-        if i < j
-    }
+    pairs = itertools.combinations(scores, 2)
+    return {(i, j): Outcome(0.5 + 0.5 * float(np.sign(scores[i] - scores[j]))) for i, j in pairs}
