@@ -77,7 +77,7 @@ def main() -> None:
 
 def judged(
     url: str, sets: dict[str, list[Pair]], most: int, model: str = "", key: str = "", cache: Path | None = None
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """A judge's numbers on each set of pairs."""
     from posttrain_jax.rewards.judges.endpoint import Endpoint
     from posttrain_jax.rewards.judges.judge import Prompted
@@ -87,7 +87,7 @@ def judged(
         return {name: asyncio.run(numbers(judge, pairs[:most])) for name, pairs in sets.items()}
 
 
-async def numbers(judge: Any, pairs: list[Pair]) -> dict[str, float]:
+async def numbers(judge: Any, pairs: list[Pair]) -> dict[str, float | None]:
     """Shares: choices that are people's (ties, and verdicts that do not turn, ½), verdicts that turn with the order of
     those with two, verdicts for whoever came first of those that chose, pairs with a malformed answer."""
     from posttrain_jax.rewards.judges.rubrics import GENERAL
@@ -98,14 +98,15 @@ async def numbers(judge: Any, pairs: list[Pair]) -> dict[str, float]:
         asyncio.gather(*(judge.compare(p.question, p.b, p.a, GENERAL, 1) for p in pairs)),
     )
     outcomes = [outcome(*both) for both in zip(straight, swapped, strict=True)]
-    agreed = [one.score if pair.label > 0 else 1 - one.score for one, pair in zip(outcomes, pairs, strict=True)]
+    scores = [(one.score, pair.label) for one, pair in zip(outcomes, pairs, strict=True) if one.score is not None]
+    agreed = [score if label > 0 else 1 - score for score, label in scores]
     turned = [one.consistent for one in outcomes if one.consistent is not None]
     chosen = [one.verdict for one in (*straight, *swapped) if one.verdict]
     return {
         "pairs": len(pairs),
         "agreement": sum(agreed) / len(agreed),
-        "consistent": sum(turned) / max(len(turned), 1),
-        "first": sum(verdict > 0 for verdict in chosen) / max(len(chosen), 1),
+        "consistent": sum(turned) / len(turned) if turned else None,
+        "first": sum(verdict > 0 for verdict in chosen) / len(chosen) if chosen else None,
         "malformed": sum(bool(one.malformed) for one in outcomes) / len(outcomes),
     }
 
