@@ -60,7 +60,7 @@ def test_a_killed_run_pays_its_judge_once_and_ends_the_same(launcher, judge, sam
     assert ended.returncode == 0, ended.stderr
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["stage"] == "rl"]
-    assert len(steps) == 8 and any("judge_agreement" in line for line in steps)
+    assert len(steps) == 8 and any("judge_consistent" in line for line in steps)
     assert all(line["judge_failed"] == 0.0 for line in steps if "judge_failed" in line)
     asked = list(judge.answered)
     assert len(set(asked)) == len(asked) > 20 and judge.refused > 0
