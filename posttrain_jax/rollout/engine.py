@@ -147,23 +147,43 @@ class Engine:
         """
         for prompt, asked in enumerate(prompts):
             self._check_length(asked, self.limits.max_prompt, f"prompt {prompt}")
-        answer = partial(self._answer, weights, prompts, key, samples, temperature)
-        return answer(range(len(prompts))) if self.sharded else exchange.spread(range(len(prompts)), answer)
+        asked = self.limits.max_response, temperature, self.limits.routing
+        requests = [
+            Request(prompt, number * samples + sample, *asked)
+            for number, prompt in enumerate(prompts)
+            for sample in range(samples)
+        ]
+        return self._answer_all(weights, requests, key, samples)
 
-    def _answer(
-        self, weights, prompts, key, samples: int, temperature: float, chosen: Sequence[int]
+    def complete(self, weights: nnx.State, requests: Sequence[Request]) -> list[Completion]:
+        """Answers requests together: each as a `Service` answers it, of its prompt and its seed alone.
+
+        Raises:
+          ValueError: what `check` finds.
+        """
+        for request in requests:
+            self.check(request)
+        return [one for (one,) in self._answer_all(weights, requests, jax.random.key(0), 1)]
+
+    def _answer_all(
+        self, weights, requests: Sequence[Request], key: Key[Array, ""], samples: int
     ) -> list[list[Completion]]:
-        """The completions of some of the prompts, over the banks."""
-        sequences = np.array([prompt * samples + sample for prompt in chosen for sample in range(samples)], int)
+        """Completions by ``samples`` requests in a row, which one process answers."""
+        answer, groups = partial(self._answer, weights, requests, key, samples), range(len(requests) // samples)
+        return answer(groups) if self.sharded else exchange.spread(groups, answer)
+
+    def _answer(self, weights, requests, key, samples: int, chosen: Sequence[int]) -> list[list[Completion]]:
+        """The completions of some of the groups, over the banks."""
+        sequences = np.array([group * samples + sample for group in chosen for sample in range(samples)], int)
         shares = [share.tolist() for share in np.array_split(sequences, self.banks_for(weights)) if len(share)]
         stop = threading.Event()
-        run = partial(self._run, weights, prompts, key, samples, temperature, stop)
+        run = partial(self._run, weights, requests, key, stop)
         with Threads(len(shares) or 1) as threads:
             try:
                 done = dict(chain.from_iterable(threads.map(run, shares)))
             finally:
                 stop.set()
-        return [[done[prompt * samples + sample] for sample in range(samples)] for prompt in chosen]
+        return [[done[group * samples + sample] for sample in range(samples)] for group in chosen]
 
     def stream(
         self, weights: nnx.State, prompt: Sequence[int], key: Key[Array, ""], *, temperature: float = 1.0
@@ -207,12 +227,11 @@ class Engine:
         if not 1 <= len(prompt) <= most:
             raise ValueError(f"{name} has {len(prompt)} tokens; the engine takes 1 to {most}")
 
-    def _run(self, weights, prompts, key, samples, temperature, stop, share: list[int]) -> list[tuple[int, Completion]]:
-        """Generates a share of the sequences in one bank, unless told to stop."""
+    def _run(self, weights, requests, key, stop, share: list[int]) -> list[tuple[int, Completion]]:
+        """Answers a share of the requests in one bank, unless told to stop."""
         bank, done = Bank(self, weights, key, reuse=False), []
-        for sequence in share:
-            asked = prompts[sequence // samples], sequence, self.limits.max_response, temperature, self.limits.routing
-            bank.submit(sequence, Request(*asked))
+        for number in share:
+            bank.submit(number, requests[number])
         while bank.busy and not stop.is_set():
             done += bank.poll()
         return done

@@ -253,6 +253,44 @@ class Objective:
 
 
 @dataclasses.dataclass(frozen=True)
+class JudgeEndpoint:
+    """A judge in another process, behind OpenAI's chat completions."""
+
+    url: str = setting("", "where it listens, http://…/v1/chat/completions; empty: the policy itself is the judge")
+    model: str = setting("", "the model's name there")
+    key: str = setting("", "environment variable that holds the key; empty sends none")
+    timeout: float = setting(120.0, "seconds of one try", minimum=0.001)
+    attempts: int = setting(5, "tries of one request", minimum=1)
+    rate: float = setting(0.0, "tries started in a second; 0 is no bound", minimum=0.0)
+    concurrency: int = setting(16, "tries at the same time", minimum=1)
+    budget: int = setting(0, "tries in the whole run; 0 is no bound", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A model's opinion of the answers, added to what the verifier says."""
+
+    name: str = setting(
+        "none",
+        "self_critique: win rate in its group (Kimi K2); genrm: grade beside the true answer (MiniMax-M1)",
+        choices=("none", "self_critique", "genrm"),
+    )
+    weight: float = setting(1.0, "of the judge's reward beside the verifier's", minimum=0.0)
+    opponents: int = setting(0, "self_critique: responses that each is compared with; 0 is all of its group", minimum=0)
+    reference: str = setting(
+        "grade",
+        "genrm: five grades beside the true answer, or comparison with the worked solution",
+        choices=("grade", "compare"),
+    )
+    clip: float = setting(2.0, "genrm: bound of its rewards in deviations of the batch; 0 is none", minimum=0.0)
+    rubrics: tuple = setting((), "the tasks' own rubrics, a sentence each, beside the general ones")
+    max_prompt: int = setting(1024, "longest question to the policy as judge, in tokens", minimum=1)
+    max_response: int = setting(256, "longest answer of the judge, in tokens", minimum=1)
+    temperature: float = setting(0.0, "the judge's; 0 is greedy", minimum=0.0)
+    endpoint: JudgeEndpoint = dataclasses.field(default_factory=JudgeEndpoint)
+
+
+@dataclasses.dataclass(frozen=True)
 class RL:
     """Reinforcement learning from verifiable rewards."""
 
@@ -283,6 +321,7 @@ class RL:
     repetition_probability: float = setting(
         0.99, "probability above which a token counts as repeated", minimum=0.0, maximum=1.0
     )
+    judge: Judge = dataclasses.field(default_factory=Judge)
     promote_at: float = setting(0.8, "curriculum: pass rate at which a task moves up a level", minimum=0.0, maximum=1.0)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     optimizer: Pace = dataclasses.field(default_factory=Pace)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
+from urllib.parse import urlsplit
 
 from ml_collections import ConfigDict
 
@@ -218,6 +219,7 @@ def _rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             ("rl.minibatches", "rl.prompts"),
             f"config.rl.minibatches={rl.minibatches}: more than the config.rl.prompts={rl.prompts} groups of a step",
         )
+    yield from _judge_rules(recipe)
     if model.experts % mesh.expert:
         yield (
             ("mesh.expert", "model.experts"),
@@ -225,6 +227,34 @@ def _rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         )
     if mesh.data == 0:
         yield ("mesh.data",), "config.mesh.data=0: must be -1 (what is left) or at least 1"
+
+
+def _judge_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Where the judge is, and whether its questions fit."""
+    judge, longest = recipe.rl.judge, recipe.model.max_length
+    if judge.endpoint.url and urlsplit(judge.endpoint.url).scheme not in ("http", "https"):
+        good = f"http://{judge.endpoint.url.rpartition('://')[2]}"
+        yield (
+            ("rl.judge.endpoint.url",),
+            f"config.rl.judge.endpoint.url={judge.endpoint.url!r}: must begin with http:// or https://, such as {good}",
+        )
+    if judge.endpoint.url and judge.name == "none":
+        yield (
+            ("rl.judge.endpoint.url", "rl.judge.name"),
+            "config.rl.judge.endpoint.url is given and config.rl.judge.name is 'none': must be self_critique or genrm",
+        )
+    if judge.name == "self_critique" and judge.opponents >= recipe.rl.group_size:
+        yield (
+            ("rl.judge.opponents", "rl.group_size"),
+            f"config.rl.judge.opponents={judge.opponents}: a response has at most config.rl.group_size - 1 ="
+            f" {recipe.rl.group_size - 1}",
+        )
+    if judge.name != "none" and not judge.endpoint.url and judge.max_prompt + judge.max_response > longest:
+        yield (
+            ("rl.judge.max_prompt", "rl.judge.max_response", "model.max_length"),
+            f"config.rl.judge: max_prompt={judge.max_prompt} and max_response={judge.max_response} make"
+            f" {judge.max_prompt + judge.max_response} tokens, more than config.model.max_length={longest}",
+        )
 
 
 def _name_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:

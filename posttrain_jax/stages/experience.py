@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from posttrain_jax.environments import worlds
 from posttrain_jax.errors import UserError
 from posttrain_jax.parallel import exchange
 from posttrain_jax.rewards.alarm import hacked
+from posttrain_jax.rewards.judges.tally import Tally
 from posttrain_jax.rewards.shaping import length_rewards, overlong_penalty
 from posttrain_jax.rewards.verdict import Verdict
 from posttrain_jax.rewards.verifier import verify
@@ -25,13 +26,16 @@ from posttrain_jax.rollout.request import Completion
 from posttrain_jax.rollout.trajectory import Segment, answer
 from posttrain_jax.run.recipe import RL, Tasks
 
+if TYPE_CHECKING:
+    from posttrain_jax.stages.judging import Judging
+
 CUT_OFF = ("length", "budget", "turns", "tokens", "answer", "context", "seconds")
 HOPELESS = 1000  # prompts in a row that are too long before no prompt is taken to fit
 
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """One response, judged."""
+    """One response, judged; ``masked`` is one that its judge could not be asked about, and is not trained on."""
 
     problem: Problem
     prompt: list[int]
@@ -39,6 +43,7 @@ class Trajectory:
     message: dict
     verdict: Verdict
     reward: float
+    masked: bool = False
 
     @property
     def segments(self) -> list[Segment]:
@@ -99,6 +104,7 @@ class Experience:
       ungraded: responses that a failure of the grader left without a verdict; they are nowhere else.
       draws: prompts drawn from the curriculum so far in the run.
       rounds: batches of prompts it took.
+      tally: what a model that judged them did.
     """
 
     groups: Sequence[Sequence[Judged]]
@@ -106,9 +112,10 @@ class Experience:
     draws: int
     rounds: int
     ungraded: int = 0
+    tally: Tally = Tally()
 
     @property
-    def hacked(self) -> list[Trajectory]:
+    def hacked(self) -> list[Judged]:
         """Answers judged correct on canaries, which have no correct answer."""
         found = hacked([t.problem.canary for t in self.everything], [t.verdict for t in self.everything])
         return [self.everything[i] for i in found]
@@ -196,6 +203,7 @@ def collect(
     curriculum: Curriculum,
     key: jax.Array,
     draws: int,
+    judging: Judging | None = None,
 ) -> Experience:
     """Samples groups until ``settings.prompts`` of them have rewards that differ (DAPO's dynamic sampling).
 
@@ -204,13 +212,13 @@ def collect(
     group, and a canary is never trained on.
 
     Raises:
-      UserError: what `draw` finds, or not one response could be graded.
+      UserError: what `draw` finds, not one response could be graded, or the judge cannot be asked at all.
     """
     limits = engine.limits
     budgets = budgets_of(settings)
     groups: list[list[Trajectory]] = []
     everything: list[Trajectory] = []
-    rounds = ungraded = 0
+    rounds, ungraded, tally = 0, 0, Tally()
     while rounds < settings.max_rounds and len(groups) < settings.prompts:
         problems, prompts = [], []
         while len(problems) < settings.prompts - len(groups):
@@ -230,21 +238,24 @@ def collect(
             for problem, completions in zip(problems, answers, strict=True)
         ]
         judged = judge_all(chat, problems, prompts, answers, format_reward=settings.format_reward)
-        for problem, trajectories in zip(problems, judged, strict=True):
-            graded = [t for t in trajectories if not t.verdict.infrastructure]
-            ungraded += len(trajectories) - len(graded)
-            if not graded:
-                continue
-            group = shaped(graded, settings, limits.max_response)
+        graded = [[t for t in group if not t.verdict.infrastructure] for group in judged]
+        ungraded += sum(map(len, judged)) - sum(map(len, graded))
+        found = [shaped(group, settings, limits.max_response) for group in graded if group]
+        if judging:
+            found, told = judging(weights, found, jax.random.fold_in(key, settings.max_rounds + rounds))
+            tally += told
+        for group in found:
+            problem = group[0].problem
             everything += group
             if problem.canary:
                 continue
             curriculum.observe(problem.task, problem.level, sum(t.verdict.correct for t in group), len(group))
-            if len({t.reward for t in group}) > 1:
-                groups.append(group)
+            usable = [t for t in group if not t.masked]
+            if len({t.reward for t in usable}) > 1:
+                groups.append(usable)
         if not everything:
             raise UserError(f"not one of {ungraded} responses could be graded: {judged[-1][-1].verdict.reason}")
-    return Experience(groups, everything, draws, rounds, ungraded)
+    return Experience(groups, everything, draws, rounds, ungraded, tally)
 
 
 def draw(
@@ -287,6 +298,7 @@ def statistics(experience: Experience) -> dict[str, float]:
         "hacked": float(len(experience.hacked)),
         "groups": float(len(experience.groups)),
         "rounds": float(experience.rounds),
+        **experience.tally.metrics(),
     }
 
 

@@ -19,6 +19,7 @@ from posttrain_jax.data.curriculum import Curriculum
 from posttrain_jax.data.tasks import Problem
 from posttrain_jax.environments import worlds
 from posttrain_jax.environments.agent import Seeds
+from posttrain_jax.errors import UserError
 from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.rollout.memory import Memory
 from posttrain_jax.rollout.request import Request
@@ -99,7 +100,7 @@ class Flight:
         """A step's experience; ``version`` counts the policies, ``draws`` the prompts drawn so far in the run.
 
         Raises:
-          UserError: what `experience.draw` finds.
+          UserError: what `experience.draw` finds, or not one response could be graded.
           Exception: what an environment raises.
         """
         return self._runner.run(self._collect(weights, version, draws))
@@ -114,13 +115,14 @@ class Flight:
         most = settings.prompts * (1 + settings.carry_over)
         taken: list[list[Judged]] = []
         everything: list[Judged] = []
-        landed = 0
+        landed = ungraded = 0
         while True:
             for number in sorted(self._groups):
                 late = [other for other in self._late(version) if other.number != number]
                 if self._groups[number].landed and len(taken) + len(late) < settings.prompts:
-                    responses = self._land(self._groups.pop(number))
-                    landed += 1
+                    group = self._groups.pop(number)
+                    responses = self._land(group)
+                    landed, ungraded = landed + 1, ungraded + len(group.tasks) - len(responses)
                     everything += responses
                     if len({response.reward for response in responses}) > 1:
                         taken.append(responses)
@@ -133,7 +135,9 @@ class Flight:
             waiting = [task for group in groups for task in group.tasks if not task.done()]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         await self._rounds.pause()
-        return Experience(taken, everything, draws, -(-landed // settings.prompts))
+        if not everything:
+            raise UserError(f"not one of {ungraded} responses could be graded")
+        return Experience(taken, everything, draws, -(-landed // settings.prompts), ungraded)
 
     def state(self) -> list[dict[str, Any]]:
         """The groups in flight, JSON-able; to be asked between two steps."""
@@ -192,10 +196,13 @@ class Flight:
         )
 
     def _land(self, group: Group) -> list[Judged]:
+        """The responses that could be graded."""
         problem, responses = group.problem, [task.result() for task in group.tasks]
+        responses = [response for response in responses if not response.verdict.infrastructure]
         if not worlds.is_world(problem.task):
             alone = [response for response in responses if isinstance(response, Trajectory)]
             responses: list[Judged] = [*shaped(alone, self.settings, self.engine.limits.max_response)]
-        solved = sum(response.verdict.correct for response in responses)
-        self.curriculum.observe(problem.task, problem.level, solved, len(responses))
+        if responses:
+            solved = sum(response.verdict.correct for response in responses)
+            self.curriculum.observe(problem.task, problem.level, solved, len(responses))
         return responses

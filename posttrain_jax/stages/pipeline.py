@@ -37,6 +37,7 @@ from posttrain_jax.stages.critic import split_critic, with_critic
 from posttrain_jax.stages.evaluation import Score, evaluate
 from posttrain_jax.stages.experience import sample
 from posttrain_jax.stages.flight import Flight
+from posttrain_jax.stages.judging import make_judging
 from posttrain_jax.stages.optimizing import Optimizing, make_optimizing
 from posttrain_jax.stages.setup import make_chat, make_engine, make_model
 from posttrain_jax.stages.step import Step, TrainState, abstract_state, fresh_state, layout
@@ -198,6 +199,8 @@ class Run:
             curriculum.restore(cursor["curriculum"])
         flight = None
         if recipe.rl.carry_over or self._worlds:
+            if recipe.rl.judge.name != "none":
+                raise UserError("rl.judge works beside tasks of one turn and rl.carry_over=0 alone")
             if jax.process_count() > 1:
                 raise UserError("worlds in tasks.names and rl.carry_over work in one process, and these are several")
             flight = Flight(recipe.rl, recipe.episodes, recipe.tasks, self.engine, self.chat, curriculum, recipe.seed)
@@ -219,6 +222,7 @@ class Run:
             draws=cursor.get("draws", 0),
             samples_per_step=recipe.run.samples_per_step,
             flight=flight,
+            judging=make_judging(recipe, self.chat, self.mesh, self.workdir),
         )
         return steps, recipe.rl.steps
 

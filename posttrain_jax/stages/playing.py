@@ -13,7 +13,7 @@ from posttrain_jax.data.tasks import Problem
 from posttrain_jax.environments import worlds
 from posttrain_jax.environments.agent import Agent, Budget, Episode, Seeds
 from posttrain_jax.parallel import exchange
-from posttrain_jax.rewards.verifier import Verdict
+from posttrain_jax.rewards.verdict import Verdict, right, wrong
 from posttrain_jax.rollout.decode import Limits
 from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.rollout.request import Sampler
@@ -35,7 +35,7 @@ class Played:
         episode = self.episode
         correct = episode.ended == "done" and sum(episode.rewards) >= 1.0
         last = str(episode.messages[-1].get("content") or "")
-        return Verdict(last, correct, episode.ended != "format", episode.reward)
+        return right(last) if correct else wrong(episode.ended, last, well_formed=episode.ended != "format")
 
     @property
     def reward(self) -> float:

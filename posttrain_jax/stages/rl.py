@@ -26,6 +26,7 @@ from posttrain_jax.stages.critic import split_critic
 from posttrain_jax.stages.experience import Judged, collect, sample, statistics
 from posttrain_jax.stages.flight import Flight
 from posttrain_jax.stages.hindsight import make_hindsight
+from posttrain_jax.stages.judging import Judging
 from posttrain_jax.stages.optimizing import Optimizing
 from posttrain_jax.stages.packing import add_ptx, capacity, pack
 from posttrain_jax.stages.policy import advantages_and_aggregation, make_loss
@@ -50,6 +51,7 @@ def train(
     draws: int,
     samples_per_step: int,
     flight: Flight | None = None,
+    judging: Judging | None = None,
 ) -> Iterator[Step]:
     """Yields after every step from ``start`` + 1 to ``settings.steps``.
 
@@ -71,7 +73,7 @@ def train(
         if flight:
             experience = flight.collect(weights, number - 1, draws)
         else:
-            experience = collect(settings, questions, engine, weights, chat, curriculum, step_key, draws)
+            experience = collect(settings, questions, engine, weights, chat, curriculum, step_key, draws, judging)
         draws = experience.draws
         metrics: dict[str, Any] = statistics(experience)
         version = number - 1 if settings.carry_over else None

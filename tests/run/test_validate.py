@@ -55,6 +55,21 @@ def test_a_key_left_out_keeps_its_default():
         ({"rl__length": 64}, ["config.rl.length=64", "160"]),
         ({"rl__overlong_buffer": 100}, ["config.rl.overlong_buffer=100", "max_response=64"]),
         ({"rl__objective__cispo__min_ratio": 6.0}, ["config.rl.objective.cispo.min_ratio=6.0", "max_ratio=5.0"]),
+        ({"rl__judge__name": "oracle"}, ["config.rl.judge.name='oracle'", "one of none, self_critique, genrm"]),
+        ({"rl__judge__endpoint__url": "http://host/v1"}, ["rl.judge.endpoint.url", "name is 'none'", "self_critique"]),
+        (
+            {"rl__judge__endpoint__url": "host:80/v1", "rl__judge__name": "genrm"},
+            ["config.rl.judge.endpoint.url='host:80/v1'", "http://host:80/v1"],
+        ),
+        (
+            {"rl__judge__name": "self_critique", "rl__judge__max_prompt": 240, "rl__judge__max_response": 32},
+            ["config.rl.judge", "272", "max_length=256"],
+        ),
+        (
+            {"rl__judge__name": "self_critique", "rl__judge__max_prompt": 99, "rl__judge__opponents": 8}
+            | {"rl__judge__max_response": 9},
+            ["config.rl.judge.opponents=8", "group_size - 1 = 7"],
+        ),
         (
             {"rl__objective__name": "crispo"},
             ["objective.name='crispo'", "one of cispo, grpo, dapo", "nearest is cispo"],
