@@ -77,7 +77,7 @@ def test_each_limit_is_named_when_it_is_met(sandbox: Sandbox):
     def ended(source: str, **limits) -> str:
         return sandbox.run(Program(source=source, limits=Limits(**limits))).ended
 
-    assert ended("while True: pass", cpu_seconds=1) == "cpu"
+    assert ended("while True: pass", cpu_seconds=1, seconds=60) == "cpu"
     assert ended("import time; time.sleep(100)", seconds=0.5) == "seconds"
     assert ended("while True: print('x' * 1000)", output=2**16) == "output"
 
