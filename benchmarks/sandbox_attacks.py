@@ -29,7 +29,7 @@ from posttrain_jax.rewards.sandbox.program import Limits, Outcome, Program
 from posttrain_jax.rewards.sandbox.sandbox import Sandbox
 
 MIB = 2**20
-LIMITS = Limits(seconds=2.5, cpu_seconds=1, memory=192 * MIB, file=64 * MIB)
+LIMITS = Limits(seconds=5.0, cpu_seconds=1, memory=192 * MIB, file=64 * MIB)
 THROUGH = b"GOT THROUGH"
 LIBRARY = "import ctypes, os; libc = ctypes.CDLL(None, use_errno=True)\n"
 
@@ -291,7 +291,7 @@ def host() -> Iterator[Host]:
         yield Host(folder, token, victim.pid, tcp.getsockname()[1], abstract, leaked)
 
 
-def plainly(program: Program, target: Host) -> Outcome:
+def plainly(program: Program, target: Host, patience: float) -> Outcome:
     """What becomes of a program without any sandbox."""
     work = Path(target.folder, secrets.token_hex(4))
     work.mkdir()
@@ -303,7 +303,7 @@ def plainly(program: Program, target: Host) -> Outcome:
         pass_fds=[target.leaked],
     )
     try:
-        stdout, stderr = process.communicate(timeout=program.limits.seconds + 1)
+        stdout, stderr = process.communicate(timeout=patience)
         return Outcome(stdout, stderr, process.returncode, "exit")
     except subprocess.TimeoutExpired:
         process.kill()
@@ -319,14 +319,16 @@ def attack(kind: str, workers: int = 3) -> dict[str, dict[str, Any]]:
     """
     with host() as target, contextlib.ExitStack() as stack:
         if kind == "plain":
-            run = lambda program: plainly(program, target)  # noqa: E731
+            run = None
         else:
             run = stack.enter_context(Sandbox.open(kind, workers=workers)).run  # type: ignore[arg-type]
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         names = dataclasses.asdict(target)
 
         def one(each: Attack) -> dict[str, Any]:
-            outcome = run(Program(source=each.source.format(**names), limits=LIMITS))
+            program = Program(source=each.source.format(**names), limits=LIMITS)
+            patience = LIMITS.seconds + 1 if each.through is endless else 60.0
+            outcome = run(program) if run else plainly(program, target, patience)
             return {
                 "through": each.through(outcome, target),
                 "ran": outcome.ended != "infrastructure",

@@ -172,7 +172,7 @@ class _Run:
         """Reads what is there, to just above the limit; False after the last."""
         name = self._ours[descriptor]
         found = self._found[name]
-        most = {"status": CHUNK, "back": 8 * self._limits["file"]}.get(name, self._limits["output"])
+        most = {"status": CHUNK, "back": 2 * self._limits["file"]}.get(name, self._limits["output"])
         while len(found) <= most:
             try:
                 chunk = os.read(descriptor, CHUNK)

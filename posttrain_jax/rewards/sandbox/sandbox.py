@@ -73,6 +73,8 @@ class Sandbox:
         """
         if kind not in ("auto", "bubblewrap", "landlock"):
             raise UserError(f"the sandbox's kind is {kind!r}; expected 'auto', 'bubblewrap' or 'landlock'")
+        if sys.platform != "linux":
+            raise SandboxUnavailable(f"the sandbox needs Linux; this is {sys.platform}: use a virtual machine")
         workers = len(os.sched_getaffinity(0)) if workers is None else workers
         if workers < 1:
             raise UserError(f"workers is {workers}; expected at least 1")
@@ -87,10 +89,6 @@ class Sandbox:
     @classmethod
     def _tried(cls, kind: str, workers: int, python: str | None) -> Self:
         bubblewrap = ""
-        if not sys.platform.startswith("linux"):
-            raise SandboxUnavailable(
-                f"{kind} needs Linux; this is {sys.platform}: run the sandbox in a virtual machine"
-            )
         if kind == "bubblewrap":
             bubblewrap = shutil.which("bwrap") or ""
             if not bubblewrap:

@@ -77,7 +77,7 @@ def test_each_limit_is_named_when_it_is_met(sandbox: Sandbox):
     def ended(source: str, **limits) -> str:
         return sandbox.run(Program(source=source, limits=Limits(**limits))).ended
 
-    assert ended("while True: pass", cpu_seconds=1) == "cpu"
+    assert ended("while True: pass", cpu_seconds=1, seconds=60) == "cpu"
     assert ended("import time; time.sleep(100)", seconds=0.5) == "seconds"
     assert ended("while True: print('x' * 1000)", output=2**16) == "output"
 
@@ -146,6 +146,16 @@ def test_many_run_at_once_from_asyncio(sandbox: Sandbox):
     assert [outcome.stdout for outcome in asyncio.run(all_of_them())] == [b"%d\n" % n for n in range(12)]
 
 
+def test_memory_that_ends_every_process_is_the_programs_own(sandbox: Sandbox):
+    source = """import os, time
+for _ in range(40):
+    if not os.fork():
+        x = bytearray(8 << 20); x[::4096] = b"x" * len(x[::4096]); time.sleep(60)
+time.sleep(60)"""
+    outcome = sandbox.run(Program(source=source, limits=Limits(memory=128 * 2**20)))
+    assert (outcome.ended, outcome.status) == ("memory", None), outcome
+
+
 def test_a_lost_launcher_is_told_and_replaced(sandbox: Sandbox):
     with Sandbox.open(sandbox.kind, workers=1) as opened:  # type: ignore[arg-type]
         before = descendants()
@@ -182,6 +192,12 @@ def test_an_argument_that_is_too_long_is_the_programs_fault(sandbox: Sandbox):
 
 def test_text_that_is_no_unicode_is_no_failure_of_the_sandbox(sandbox: Sandbox):
     assert sandbox.run(Program(command=["echo", "a\ud800"], files={"b": "\ud800"})).stdout == b"a?\n"
+
+
+def test_another_system_than_linux_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(SandboxUnavailable, match="needs Linux; this is darwin"):
+        Sandbox.open()
 
 
 def test_without_bubblewrap_it_fails_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
