@@ -1,7 +1,8 @@
 """Where records come from: the task generators, files of JSON, TFDS data sets.
 
 A source is random access (what Grain reads): ``len(source)``, ``source[i]`` and ``source.where(i)``, the name of a
-record in errors. A record is ``{"messages": [...]}`` of OpenAI-style dicts, with ``tools`` and ``thinking`` where it has them.
+record in errors. A record is ``{"messages": [...]}`` of OpenAI-style dicts, with ``tools`` and ``thinking``
+where it has them.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ WORDS = {
     **dict.fromkeys("medium moderate partial partially mixed fair average".split(), 0.5),
     **dict.fromkeys("low fail failed failure incorrect wrong poor bad unsafe no false none".split(), 0.0),
 }
-NUMBER = re.compile(r"\s*(?:score|reward)?\s*:?\s*([-+]?\d+(?:\.\d+)?)\s*(%|/\s*(\d+(?:\.\d+)?))?(?![\w.])", re.I)
+NUMBER = re.compile(r"\s*(?:score|reward)?\s*:?\s*([-+]?\d+(?:\.\d+)?)\s*(%|/\s*(\d+(?:\.\d+)?))?(?!\w|\.\d)", re.I)
 FIRST_WORD = re.compile(r"\W*(?:very\s+|fully\s+|score\s*:\s*|reward\s*:\s*)*([^\W\d_]+)", re.I)
 
 

@@ -96,13 +96,18 @@ def answers(
     messages = pseudo_calls.turns(first["content"], notes)
     if not any(message.get("tool_calls") for message in messages):
         return [first]
-    messages = [
-        answer(m["content"], m.get("reasoning_content")) | m if m["role"] == "assistant" else m for m in messages
-    ]
+    messages = [said_or_called(message) for message in messages]
     if thought := first.get("reasoning_content"):
         own = messages[0].get("reasoning_content")
         messages[0] = {**messages[0], "reasoning_content": f"{thought}\n{own}" if own else thought}
     return messages
+
+
+def said_or_called(message: Message) -> Message:
+    """A message of a trajectory, the ``<think>`` block that it begins with as its reasoning."""
+    if message["role"] != "assistant":
+        return message
+    return {**message, **answer(message["content"], message.get("reasoning_content"))}
 
 
 def concluded(message: Message, notes: list[str]) -> Message:
