@@ -69,12 +69,12 @@ def open(
         TaskSource(names or tasks.TASKS, max_level, system, seed, careful_share)
         if each == "tasks"
         else _open_one(each, system)
-        for each in _split(spec)
+        for each in parts(spec)
     ]
     return opened[0] if len(opened) == 1 else JoinedSource(opened)
 
 
-def _split(spec: str | Sequence[str]) -> Sequence[str]:
+def parts(spec: str | Sequence[str]) -> Sequence[str]:
     """The sources of a list, or between commas; a file's name may hold commas."""
     if not isinstance(spec, str):
         return list(spec)
@@ -83,14 +83,21 @@ def _split(spec: str | Sequence[str]) -> Sequence[str]:
     return [each.strip() for each in spec.split(",")]
 
 
+def file_of(spec: str) -> str | None:
+    """The file that a source is read from: 'jsonl:PATH', a name that ends like one, or any that is there."""
+    if spec.startswith("jsonl:"):
+        return spec.removeprefix("jsonl:") or None
+    if spec.removesuffix(".gz").endswith(FILES) or Path(spec).expanduser().is_file():
+        return spec
+    return None
+
+
 def _open_one(spec: str, system: str) -> Source:
     kind, _, rest = spec.partition(":")
-    if kind == "jsonl" and rest:
-        return FileSource(rest, system)
     if kind == "tfds" and rest:
         return TfdsSource(rest, system)
-    if spec.removesuffix(".gz").endswith(FILES) or Path(spec).expanduser().is_file():
-        return FileSource(spec, system)
+    if file := file_of(spec):
+        return FileSource(file, system)
     raise UserError(f"data source {spec!r} is unknown: expected {KINDS}")
 
 

@@ -178,7 +178,7 @@ def result_at(text: str, start: int) -> tuple[str | None, int]:
     ends = [found.start() for pattern in (OPENING, AFTER_RESULT) if (found := pattern.search(text, said.end()))]
     end = min(ends, default=len(text))
     result = text[said.end() : end].strip()
-    return (result.removesuffix(".") if "=" in said[0] else result), end
+    return (result if ":" in said[0] else result.removesuffix(".")), end
 
 
 def spoken(text: str) -> dict[str, Any]:
