@@ -113,6 +113,8 @@ def by_parts(template: Template, fields: Mapping[str, Any], notes: list[str]) ->
             if part != "annotation":
                 notes.append(kept(name, template))
             continue
+        if name not in exact:
+            notes.append(f"{name!r} was taken for the {part}")
         if part in parts:
             raise ValueError(f"fields {parts[part][0]!r} and {name!r} both give the {part}")
         parts[part] = name, fields[name]

@@ -48,6 +48,8 @@ def record_of(template: Template, parts: Parts, annotations: dict[str, Any], not
         name, given = parts["reward"]
         value = reward(given)
         annotations |= {} if isinstance(given, int | float) and not isinstance(given, bool) else {name: given}
+    elif "reward" in template.fields.values():
+        notes.append("no verdict on the trajectory, so no reward")
     stage = template.stage
     if not pair and not any(message["role"] == "assistant" for message in messages):
         stage = "rl"
