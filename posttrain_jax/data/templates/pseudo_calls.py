@@ -5,8 +5,6 @@ A call that cannot be read stays text, and a note says so.
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -24,6 +22,11 @@ RESULT = re.compile(
 )
 TAGGED_RESULT = re.compile(r"\s*<tool_response>(.*?)</tool_response>", re.DOTALL)
 AFTER_RESULT = re.compile(r"(?:(?<=[.!?])|\n)\s*(?=(?:final )?answer\s*:|final\s*:|<think>)", re.I)
+KEYWORD = re.compile(r"([A-Za-z_]\w*)\s*[=:](?!=)\s*")
+QUOTED = re.compile(r"""(['"])((?:\\.|(?!\1|\\).)*)\1""", re.DOTALL)
+ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
+CONSTANTS = {"None": None, "True": True, "False": False}
 THOUGHT = re.compile(r"\s*(?:think(?:ing)?|thought|reasoning)\s*:\s*", re.I)
 
 
@@ -96,33 +99,54 @@ def closing(text: str, start: int) -> int:
 
 
 def arguments(text: str) -> dict[str, Any]:
-    """Arguments by name: Python's literals as values, other expressions as their text.
+    """Arguments by name: numbers, quoted texts, JSON and Python's constants as values, all else as its text.
 
-    What has no name is called ``input``, then ``input_2`` and so on; text that is not Python is one ``input``.
+    What has no name is called ``input``, then ``input_2`` and so on; where a name is given twice, the whole text is one
+    ``input``.
     """
-    if not text.strip():
-        return {}
-    try:
-        call = ast.parse(f"f({text})", mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {POSITIONAL: text.strip()}
-    named = [keyword.arg for keyword in call.keywords] if isinstance(call, ast.Call) else [None]
-    if not isinstance(call, ast.Call) or None in named or any(isinstance(arg, ast.Starred) for arg in call.args):
-        return {POSITIONAL: text.strip()}
-    source = f"f({text})"
-    values = {f"{POSITIONAL}_{i}" if i > 1 else POSITIONAL: value(arg, source) for i, arg in enumerate(call.args, 1)}
-    return values | {str(keyword.arg): value(keyword.value, source) for keyword in call.keywords}
+    values: dict[str, Any] = {}
+    unnamed = 0
+    for part in filter(None, map(str.strip, split(text))):
+        if named := KEYWORD.match(part):
+            name, given = named[1], part[named.end() :]
+        else:
+            unnamed += 1
+            name, given = POSITIONAL if unnamed == 1 else f"{POSITIONAL}_{unnamed}", part
+        if name in values:
+            return {POSITIONAL: text.strip()}
+        values[name] = value(given.strip())
+    return values
 
 
-def value(node: ast.expr, source: str) -> Any:
-    """A literal that JSON has as well, or the expression's text."""
+def split(text: str) -> list[str]:
+    """The text between commas that stand in no quotes and no brackets."""
+    parts, depth, quote, index, start = [], 0, "", 0, 0
+    while index < len(text):
+        character = text[index]
+        if quote:
+            index += character == "\\"
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character == "," and not depth:
+            parts.append(text[start:index])
+            start = index + 1
+        else:
+            depth += (character in "([{") - (character in ")]}")
+        index += 1
+    return [*parts, text[start:]]
+
+
+def value(text: str) -> Any:
+    """The value of an argument's text."""
+    if text in CONSTANTS:
+        return CONSTANTS[text]
+    if quoted := QUOTED.fullmatch(text):
+        return ESCAPE.sub(lambda escape: ESCAPES.get(escape[1], escape[0]), quoted[2])
     try:
-        literal = ast.literal_eval(node)
-        if from_json(json.dumps(literal, allow_nan=False)) == literal:
-            return literal
-    except (ValueError, TypeError, RecursionError, MemoryError):
-        pass  # not a literal, or not one of JSON's: its text says what it is
-    return ast.get_source_segment(source, node) or ""
+        return from_json(text)
+    except ValueError:  # an expression: its text says what it is
+        return text
 
 
 def turns(text: str, notes: list[str]) -> list[dict[str, Any]]:
