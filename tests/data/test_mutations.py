@@ -118,7 +118,7 @@ def test_no_word_of_those_that_are_read_is_lost(outcomes):
 
 
 def words(value, names=False):
-    """The words of three letters and more in a JSON value; those of modes, speakers and, unless asked for, names left out."""
+    """The words of three letters and more in a JSON value; modes, speakers and (unless asked for) names left out."""
     if isinstance(value, dict):
         inner = [each for name, each in value.items() if names or name not in ("mode", "from", "role", "template")]
         return [word for each in [*inner, *(value if names else ())] for word in words(each, names)]

@@ -292,7 +292,7 @@ def test_a_call_that_cannot_be_read_stays_text_and_is_noted():
         ({"record": 2, "messages": []}, "reads version 1"),
         ({"record": 1, "mesages": []}, "no field 'mesages'; did you mean 'messages'"),
         ({"record": 1, "messages": [], "stage": "sft"}, "field 'messages' is empty"),
-        ({"record": 1, "messages": [{"role": "user", "content": "a"}], "stage": "rk"}, "did you mean 'rl'"),
+        ({"record": 1, "messages": [{"role": "user", "content": "a"}], "stage": "perf"}, "did you mean 'pref'"),
         ({"record": 1, "messages": [{"role": "user", "content": "a"}], "chosen": []}, "needs both"),
     ],
 )

@@ -22,6 +22,7 @@ TEMPLATES = {
 }
 NAMES = sorted({*PART, *ANNOTATIONS, "template", *(name for each in TEMPLATES.values() for name in each.fields)})
 PINNED = "template"
+BESIDE = {"reasoning", "tools", "mode"}  # parts that any template with an answer may have
 
 
 class Reading(NamedTuple):
@@ -106,9 +107,10 @@ def by_parts(template: Template, fields: Mapping[str, Any], notes: list[str]) ->
     annotations: dict[str, Any] = {}
     exact = [name for name in fields if name in template.fields]
     taken = {template.fields[name] for name in exact}
+    used = set(template.fields.values()) | (set() if "chosen" in template.needs.values() else BESIDE)
     for name in (*exact, *(name for name in fields if name not in exact)):
         part = template.fields.get(name) or ("annotation" if name in ANNOTATIONS else PART.get(name))
-        if part == "annotation" or (part in taken and name not in exact) or part is None:
+        if part == "annotation" or (part in taken and name not in exact) or part not in used:
             annotations[name] = fields[name]
             if part != "annotation":
                 notes.append(kept(name, template))
