@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from posttrain_jax.data.templates.template import Fields, Template
 
 
@@ -22,40 +24,38 @@ MODE = {"prompt": "prompt", "mode": "mode"}
 OUTPUT = {"output": "answer"}
 RESULT = {"tool_response": "result"}
 
-TEMPLATES = tuple(
-    Template(family="glm_4_6", **given)
-    for given in (
-        dict(name="T06", about="SFT: code", needs=CODE),
-        dict(
-            name="T07",
-            about="preference: a helpful and a poor response",
-            needs={"prompt": "prompt", "preferred_response": "chosen", "dispreferred": "rejected"},
-            stage="pref",
-        ),
-        dict(
-            name="T08",
-            about="a tool call and the answer that makes use of it",
-            needs={"query": "prompt", "tool_call": "call"},
-            may={"response": "answer", **RESULT},
-            stage="agentic",
-        ),
-        dict(name="T09", about="thinking mode: the steps and their conclusion", needs=MODE, may=OUTPUT, when=thinks),
-        dict(name="T10", about="non-thinking mode: no steps", needs=MODE, may=OUTPUT, when=answers_at_once),
-        dict(name="T20", about="SFT in Chinese and English", needs=CODE, when=bilingual),
-        dict(
-            name="T21",
-            about="preference: a response of high quality and an unsafe one",
-            needs={"prompt": "prompt", "preferred": "chosen", "dispreferred": "rejected"},
-            stage="pref",
-        ),
-        dict(
-            name="T22",
-            about="a tool call and an integrated response",
-            needs={"query": "prompt", "tool_call": "call", "integrated_response": "answer"},
-            may=RESULT,
-            stage="agentic",
-        ),
-        dict(name="T23", about="thinking mode: proofs, puzzles", needs=MODE, may=OUTPUT, when=thinks),
-        dict(name="T24", about="non-thinking mode: a direct answer", needs=MODE, may=OUTPUT, when=answers_at_once),
-    )
+template = partial(Template, family="glm_4_6")
+TEMPLATES = (
+    template(name="T06", about="SFT: code", needs=CODE),
+    template(
+        name="T07",
+        about="preference: a helpful and a poor response",
+        needs={"prompt": "prompt", "preferred_response": "chosen", "dispreferred": "rejected"},
+        stage="pref",
+    ),
+    template(
+        name="T08",
+        about="a tool call and the answer that makes use of it",
+        needs={"query": "prompt", "tool_call": "call"},
+        may={"response": "answer", **RESULT},
+        stage="agentic",
+    ),
+    template(name="T09", about="thinking mode: the steps and their conclusion", needs=MODE, may=OUTPUT, when=thinks),
+    template(name="T10", about="non-thinking mode: no steps", needs=MODE, may=OUTPUT, when=answers_at_once),
+    template(name="T20", about="SFT in Chinese and English", needs=CODE, when=bilingual),
+    template(
+        name="T21",
+        about="preference: a response of high quality and an unsafe one",
+        needs={"prompt": "prompt", "preferred": "chosen", "dispreferred": "rejected"},
+        stage="pref",
+    ),
+    template(
+        name="T22",
+        about="a tool call and an integrated response",
+        needs={"query": "prompt", "tool_call": "call", "integrated_response": "answer"},
+        may=RESULT,
+        stage="agentic",
+    ),
+    template(name="T23", about="thinking mode: proofs, puzzles", needs=MODE, may=OUTPUT, when=thinks),
+    template(name="T24", about="non-thinking mode: a direct answer", needs=MODE, may=OUTPUT, when=answers_at_once),
 )

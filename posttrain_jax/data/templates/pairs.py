@@ -10,7 +10,7 @@ from posttrain_jax.data.templates.template import ANNOTATIONS, Fields, Template
 from posttrain_jax.data.templates.translation import answer, text
 
 SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")
-SCORES = ("score_chosen", "score_rejected", "chosen_score", "rejected_score", "margin", "prompt_id")
+SCORES: tuple[str, ...] = ("score_chosen", "score_rejected", "chosen_score", "rejected_score", "margin", "prompt_id")
 
 
 def transcript(said: str, field: str) -> list[Message]:
@@ -32,7 +32,7 @@ def transcript(said: str, field: str) -> list[Message]:
 def hh_rlhf(fields: Fields, notes: list[str]) -> Record:
     """``chosen`` and ``rejected``: transcripts, or messages, that begin alike."""
     sides = [side(fields[name], name) for name in ("chosen", "rejected")]
-    return pair("hh_rlhf", [], *sides, fields)
+    return pair("hh_rlhf", [], sides[0], sides[1], fields)
 
 
 def ultrafeedback(fields: Fields, notes: list[str]) -> Record:
@@ -44,7 +44,7 @@ def ultrafeedback(fields: Fields, notes: list[str]) -> Record:
         given = fields[name]
         given = [answer(given, None)] if isinstance(given, str) else side(given, name)
         sides.append(given[len(before) :] if given[: len(before)] == before else given)
-    return pair("ultrafeedback", before, *sides, fields)
+    return pair("ultrafeedback", before, sides[0], sides[1], fields)
 
 
 def side(given: Any, name: str) -> list[Message]:
