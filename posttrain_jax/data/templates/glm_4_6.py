@@ -40,7 +40,7 @@ TEMPLATES = (
         may={"response": "answer", **RESULT},
         stage="agentic",
     ),
-    template(name="T09", about="thinking mode: the steps and their conclusion", needs=MODE, may=OUTPUT, when=thinks),
+    template(name="T09", about="thinking mode: steps and a conclusion", needs=MODE, may=OUTPUT, when=thinks),
     template(name="T10", about="non-thinking mode: no steps", needs=MODE, may=OUTPUT, when=answers_at_once),
     template(name="T20", about="SFT in Chinese and English", needs=CODE, when=bilingual),
     template(

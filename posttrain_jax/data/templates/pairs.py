@@ -75,7 +75,7 @@ def pair(name: str, before: list[Message], chosen: list[Message], rejected: list
 
 
 PAIR = {"chosen": "chosen", "rejected": "rejected"}
-KEPT = dict.fromkeys(SCORES, "annotation")
+KEPT: dict[str, str] = dict.fromkeys(SCORES, "annotation")
 
 TEMPLATES = (
     Template("hh_rlhf", "preference: two transcripts", PAIR, KEPT, stage="pref", translate=hh_rlhf),
