@@ -91,7 +91,8 @@ class Batches(Iterator[Batch]):
         def tokenise(index: int, record: Mapping[str, Any]) -> Sample:
             index %= self._records
             try:
-                return Sample(index, *chat.encode(record["messages"], record.get("tools")))
+                switches = {"thinking": record["thinking"]} if "thinking" in record else {}
+                return Sample(index, *chat.encode(record["messages"], record.get("tools"), **switches))
             except UserError as error:
                 raise UserError(f"{self._where(index)}: {error}") from error
 

@@ -1,32 +1,31 @@
-"""Where records come from: the task generators, JSONL files, TFDS data sets.
+"""Where records come from: the task generators, files of JSON, TFDS data sets.
 
 A source is random access (what Grain reads): ``len(source)``, ``source[i]`` and ``source.where(i)``, the name of a
-record in errors. A record is ``{"messages": [...]}`` of OpenAI-style dicts, and ``tools`` where it has them.
+record in errors. A record is ``{"messages": [...]}`` of OpenAI-style dicts, with ``tools`` and ``thinking``
+where it has them.
 """
 
 from __future__ import annotations
 
-import array
-import difflib
-import gzip
-import json
+import bisect
+import itertools
 import os
 import re
-import shutil
-import tempfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import xxhash
 
-from posttrain_jax.data import tasks
+from posttrain_jax.data import tasks, templates
+from posttrain_jax.data.files import Lines, decoded, nearest_there
 from posttrain_jax.errors import UserError
 
 Record = dict[str, Any]
 
-KINDS = "'tasks', 'jsonl:PATH' or 'tfds:NAME[:SPLIT]'"
+KINDS = "'tasks', a .jsonl or .json file, 'jsonl:PATH' or 'tfds:NAME[:SPLIT]'"
+FILES = (".jsonl", ".json")
+SHOWN = 10  # refusals told of a file
 GUESSING = "just a guess"  # all the thinking of a careless demonstration
 Demonstration = Callable[[int, int, int], Record]  # of a level, an index and a seed
 TASK_RECORDS = 2**31  # the most that Grain shuffles, and more than a run reads
@@ -45,7 +44,7 @@ class Source(Protocol):
 
 
 def open(
-    spec: str,
+    spec: str | Sequence[str],
     *,
     names: Sequence[str] = (),
     max_level: int = 0,
@@ -54,10 +53,11 @@ def open(
     careful_share: float = 1.0,
     demonstrations: Mapping[str, Demonstration] | None = None,
 ) -> Source:
-    """The source that ``spec`` names: 'tasks', 'jsonl:PATH' (also .jsonl.gz) or 'tfds:NAME[:SPLIT]'.
+    """The source that ``spec`` names: 'tasks', a file of records, 'tfds:NAME[:SPLIT]', or several between commas.
 
     Args:
-      spec: which source.
+      spec: which source; a file is .jsonl or .json, also .gz, in any shape of `templates`, and may be called
+        'jsonl:PATH'.
       names: task types ('tasks' only); empty means all.
       max_level: hardest level of a task ('tasks' only).
       system: system message of every conversation that brings none; empty adds none.
@@ -68,67 +68,60 @@ def open(
     Raises:
       UserError: an unknown kind, a missing or empty data set, or a record that is not a conversation.
     """
+    opened = [
+        TaskSource(names or tasks.TASKS, max_level, system, seed, careful_share, demonstrations)
+        if each == "tasks"
+        else _open_one(each, system)
+        for each in parts(spec)
+    ]
+    return opened[0] if len(opened) == 1 else JoinedSource(opened)
+
+
+def parts(spec: str | Sequence[str]) -> Sequence[str]:
+    """The sources of a list, or between commas; a file's name may hold commas."""
+    if not isinstance(spec, str):
+        return list(spec)
+    if Path(spec.removeprefix("jsonl:")).expanduser().is_file():
+        return [spec]
+    return [each.strip() for each in spec.split(",")]
+
+
+def file_of(spec: str) -> str | None:
+    """The file that a source is read from: 'jsonl:PATH', a name that ends like one, or any that is there."""
+    if spec.startswith("jsonl:"):
+        return spec.removeprefix("jsonl:") or None
+    if spec.removesuffix(".gz").endswith(FILES) or Path(spec).expanduser().is_file():
+        return spec
+    return None
+
+
+def _open_one(spec: str, system: str) -> Source:
     kind, _, rest = spec.partition(":")
-    if spec == "tasks":
-        return TaskSource(names or tasks.TASKS, max_level, system, seed, careful_share, demonstrations)
-    if kind == "jsonl" and rest:
-        return JsonlSource(rest, system)
     if kind == "tfds" and rest:
         return TfdsSource(rest, system)
-    hint = f"did you mean 'jsonl:{spec}'?" if Path(spec).expanduser().is_file() else f"expected {KINDS}"
-    raise UserError(f"data source {spec!r} is unknown: {hint}")
+    if file := file_of(spec):
+        return FileSource(file, system)
+    raise UserError(f"data source {spec!r} is unknown: expected {KINDS}")
 
 
 def conversation(record: Any, system: str) -> Record:
-    """A record as a conversation.
+    """A record, in any shape of `templates`, as the conversation to imitate: of a pair, with the better answer.
 
     Args:
-      record: ``messages`` (and ``tools``); ``prompt`` and ``response``; or ``question`` and ``answer``, where text
-        before a ``####`` is the reasoning (GSM8K).
+      record: what was decoded.
       system: system message of a conversation that brings none.
 
     Raises:
       ValueError: says what the record lacks.
     """
-    if not isinstance(record, Mapping):
-        raise ValueError(f"expected an object, found {type(record).__name__}")
-    if "messages" in record:
-        messages = _messages(record["messages"])
-    elif "prompt" in record and "response" in record:
-        messages = _exchange(_text(record, "prompt"), content=_text(record, "response"))
-    elif "question" in record and "answer" in record:
-        reasoning, _, answer = _text(record, "answer").rpartition("####")
-        messages = _exchange(_text(record, "question"), reasoning_content=reasoning.strip(), content=answer.strip())
-    else:
-        fields = ", ".join(map(str, record)) or "none"
-        raise ValueError(f"expected messages, prompt and response, or question and answer; found fields: {fields}")
-    if system and messages[0].get("role") != "system":
-        messages = [{"role": "system", "content": system}, *messages]
-    return {"messages": messages, **({"tools": record["tools"]} if record.get("tools") else {})}
+    read = templates.read(record).record.conversation()
+    if system and read["messages"][0]["role"] != "system":
+        read["messages"] = [{"role": "system", "content": system}, *read["messages"]]
+    return read
 
 
 def _exchange(prompt: str, **answer: str) -> list[Record]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", **answer}]
-
-
-def _text(record: Mapping[str, Any], field: str) -> str:
-    if not isinstance(record[field], str):
-        raise ValueError(f"field {field!r} is {type(record[field]).__name__}; expected text")
-    return record[field]
-
-
-def _messages(messages: Any) -> list[Record]:
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise ValueError("field 'messages' is not a list of objects with role and content")
-    if not any(message.get("role") == "assistant" for message in messages):
-        raise ValueError("field 'messages' has no assistant message, so nothing to learn from")
-    return messages
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    """The likeliest of ``names``, as the end of an error; nothing when there are none."""
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-    return f"; the nearest there is {close[0]}" if close else ""
 
 
 class TaskSource:
@@ -174,62 +167,67 @@ class TaskSource:
         return "task {} level {} problem {}".format(*self._cells[cell], number)
 
 
-class JsonlSource:
-    """One JSON object a line. Opening reads the file once, checking every line and noting where it starts; after that
-    only the lines asked for are read. A compressed file is unpacked to a temporary one first; empty lines are passed
-    over."""
+class FileSource:
+    """A file of records, each in any shape of `templates`. Opening reads it once and checks every line; after that only
+    the lines asked for are read. Empty lines are passed over.
+
+    Raises:
+      UserError: with a line for each of the first records that are refused, and how many there are.
+    """
 
     def __init__(self, path: str, system: str):
-        self._path, self._system = path, system
-        self._file = _open_unpacked(Path(path).expanduser())
-        self._starts, self._numbers = array.array("q"), array.array("q")
-        start = 0
-        for number, line in enumerate(self._file, 1):
-            if not line.isspace():
-                self._starts.append(start)
-                self._numbers.append(number)
-                self._read(line, len(self._numbers) - 1)
-            start += len(line)
-        self._starts.append(start)
-        if not self._numbers:
-            raise UserError(f"{path} has no records")
+        self._lines, self._system = Lines(path), system
+        refused = [reason for index in range(len(self._lines)) if (reason := self._refusal(index))]
+        if refused:
+            shown = refused[:SHOWN]
+            if len(refused) > SHOWN:
+                shown.append(
+                    f"{path}: {len(refused)} of {len(self._lines)} records refused in all; "
+                    f"python launch/check_data.py {path} tells of each and writes the others"
+                )
+            raise UserError("\n".join(shown))
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._lines)
 
     def __getitem__(self, index: int) -> Record:
-        start, end = self._starts[index], self._starts[index + 1]
-        return self._read(os.pread(self._file.fileno(), end - start, start), index)
-
-    def where(self, index: int) -> str:
-        return f"{self._path} line {self._numbers[index]}"
-
-    def _read(self, line: bytes, index: int) -> Record:
         try:
-            return conversation(json.loads(line), self._system)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{self.where(index)}: not JSON: {error.msg} at character {error.pos + 1}") from error
-        except (ValueError, RecursionError) as error:
+            return conversation(decoded(self._lines[index]), self._system)
+        except ValueError as error:
             raise UserError(f"{self.where(index)}: {error}") from error
 
+    def where(self, index: int) -> str:
+        return self._lines.where(index)
 
-def _open_unpacked(path: Path) -> IO[bytes]:
-    """The file, or the text of a .gz file in a temporary one that is deleted when closed."""
-    if not path.is_file():
-        folder = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
-        wanted = (*path.absolute().relative_to(folder).parts, ".jsonl")[0]
-        entries = sorted(entry.name for entry in folder.iterdir())
-        raise UserError(f"{path} is {'a folder' if path.is_dir() else 'missing'}{_nearest(wanted, entries)}")
-    if path.suffix != ".gz":
-        return path.open("rb")
-    unpacked = tempfile.TemporaryFile()
-    try:
-        with gzip.open(path) as packed:
-            shutil.copyfileobj(packed, unpacked)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is not a whole gzip file: {error}") from error
-    unpacked.seek(0)
-    return unpacked
+    def _refusal(self, index: int) -> str:
+        try:
+            self[index]
+        except UserError as error:
+            return str(error)
+        return ""
+
+
+class JoinedSource:
+    """Several sources, one behind the other."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self._sources = sources
+        self._ends = list(itertools.accumulate(map(len, sources)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Record:
+        source, inner = self._at(index)
+        return source[inner]
+
+    def where(self, index: int) -> str:
+        source, inner = self._at(index)
+        return source.where(inner)
+
+    def _at(self, index: int) -> tuple[Source, int]:
+        number = bisect.bisect_right(self._ends, index)
+        return self._sources[number], index - (self._ends[number - 1] if number else 0)
 
 
 class TfdsSource:
@@ -284,7 +282,9 @@ def _prepared(root: Path, name: str, version: str | None) -> Path:
     if not found:
         there = sorted({str(info.parent.parent.relative_to(root)) for info in root.glob("**/dataset_info.json")})
         wanted = f"{name}:{version}" if version else name
-        raise UserError(f"TFDS data set {wanted!r} is not prepared in {root} (TFDS_DATA_DIR){_nearest(name, there)}")
+        raise UserError(
+            f"TFDS data set {wanted!r} is not prepared in {root} (TFDS_DATA_DIR){nearest_there(name, there)}"
+        )
     return max(found, key=lambda folder: [int(part) for part in re.findall(r"\d+", folder.name)])
 
 

@@ -104,7 +104,7 @@ class Router:
 class SFT:
     """Supervised fine-tuning."""
 
-    data: str = setting("tasks", "'tasks', 'jsonl:PATH' (also .jsonl.gz) or 'tfds:NAME[:SPLIT]'")
+    data: str = setting("tasks", "'tasks', .jsonl or .json files (also .gz) or 'tfds:NAME[:SPLIT]', between commas")
     careful_share: float = setting(
         1.0, "part of the 'tasks' demonstrations worked in steps; the others guess", minimum=0.0, maximum=1.0
     )

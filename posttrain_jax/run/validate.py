@@ -20,7 +20,7 @@ from posttrain_jax.errors import UserError
 from posttrain_jax.run.recipe import Recipe, flatten, settings
 
 STAGES = ("sft", "rl")
-DATA_SPECS = ("tasks", "jsonl:PATH", "tfds:NAME")
+DATA_SPECS = ("tasks", "jsonl:PATH", "tfds:NAME", "FILE.jsonl", "FILE.json")
 
 
 class InvalidRecipe(UserError):
@@ -293,20 +293,26 @@ def _name_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
                 yield (key,), f"config.{key}: {name!r} is named {names.count(name)} times"
 
 
+def _data_problem(spec: str, file: str | None) -> str | None:
+    """Why one source of data cannot be opened, or None; ``file`` is the one that it names."""
+    kind, _, rest = spec.partition(":")
+    if file:
+        return _file_problem(Path(file).expanduser())
+    if spec == "tasks" or (kind == "tfds" and rest):
+        return None
+    good = nearest(kind, [known.partition(":")[0] for known in DATA_SPECS])
+    form = next(known for known in DATA_SPECS if known.partition(":")[0] == good)
+    return f"must be one of {', '.join(DATA_SPECS)}; the nearest is {form}"
+
+
 def _file_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Data and tokenizer: the form of the specification, and whether the file is there and is usable."""
-    kind, colon, rest = recipe.sft.data.partition(":")
-    if kind == "jsonl" and rest:
-        problem = _file_problem(Path(rest))
-        if problem:
-            yield ("sft.data",), f"config.sft.data={recipe.sft.data!r}: {problem}"
-    elif not (recipe.sft.data == "tasks" or (kind == "tfds" and rest)):
-        good = nearest(kind, [spec.partition(":")[0] for spec in DATA_SPECS])
-        form = next(spec for spec in DATA_SPECS if spec.partition(":")[0] == good)
-        yield (
-            ("sft.data",),
-            f"config.sft.data={recipe.sft.data!r}: must be one of {', '.join(DATA_SPECS)}; the nearest is {form}",
-        )
+    if recipe.sft.data != "tasks":
+        from posttrain_jax.data import sources
+
+        for spec in sources.parts(recipe.sft.data):
+            if problem := _data_problem(spec, sources.file_of(spec)):
+                yield ("sft.data",), f"config.sft.data={recipe.sft.data!r}: {problem}"
     if recipe.tokenizer != "tiny":
         path = Path(recipe.tokenizer)
         problem = None if path.is_dir() else _file_problem(path)

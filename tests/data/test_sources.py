@@ -54,7 +54,9 @@ def test_messages_stay_as_they_are_and_keep_their_own_system_message():
     ("record", "reason"),
     [
         ([1], "expected an object, found list"),
-        ({"text": "a"}, "expected messages, prompt and response, or question and answer; found fields: text"),
+        ({"text": "a"}, "no template has these fields; found fields: text"),
+        ({"promt": "a", "response": "b"}, "'promt': did you mean 'prompt'"),
+        ({"prompt": "a", "mode": "thinking"}, "only RL can use it"),
         ({}, "found fields: none"),
         ({"prompt": "a", "response": 5}, "field 'response' is int; expected text"),
         ({"messages": "a"}, "not a list of objects"),
@@ -87,7 +89,7 @@ def test_any_line_can_be_read_in_any_order(tmp_path_factory, prompts, compressed
     [
         (b'{"prompt": "a"', "not JSON: Expecting ',' delimiter at character 16"),
         (b'{"prompt": "\xff", "response": "b"}', "'utf-8' codec can't decode byte 0xff"),
-        (b"[" * 100_000, "recursion"),
+        (b"[" * 100_000, "nested too deep"),
     ],
 )
 def test_a_broken_line_is_named_by_its_number(line, reason, tmp_path):
@@ -124,11 +126,45 @@ def test_a_cut_off_gzip_file_is_refused(tmp_path):
 
 
 def test_unknown_kinds_are_refused(tmp_path):
-    with pytest.raises(UserError, match="'csv:a' is unknown: expected 'tasks', 'jsonl:PATH' or 'tfds:NAME"):
+    with pytest.raises(UserError, match="'csv:a' is unknown: expected 'tasks', a .jsonl or .json file, .*'tfds:NAME"):
         sources.open("csv:a")
-    write(tmp_path / "a.jsonl", [GSM8K])
-    with pytest.raises(UserError, match="did you mean 'jsonl:"):
-        sources.open(str(tmp_path / "a.jsonl"))
+
+
+def test_several_files_are_read_one_behind_the_other(tmp_path):
+    write(tmp_path / "a.jsonl", [GSM8K, GSM8K])
+    (tmp_path / "b.json").write_text(json.dumps([{"instruction": "Add.", "input": "1, 1", "output": "2"}], indent=1))
+    paths = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.json")]
+    for spec in (paths, ",".join(paths)):
+        source = sources.open(spec)
+        assert len(source) == 3
+        assert source[1]["messages"][0] == QUESTION and source.where(1) == f"{paths[0]} line 2"
+        assert source[2]["messages"][0]["content"] == "Add.\n\n1, 1" and source.where(2) == f"{paths[1]} record 1"
+    assert len(sources.open(paths[1])) == 1
+
+
+def test_all_that_is_refused_of_a_file_is_counted(tmp_path):
+    bad = {"prompt": 5, "response": "b"}
+    spec = write(tmp_path / "a.jsonl", [GSM8K, *[bad] * 3])
+    with pytest.raises(UserError) as refused:
+        sources.open(spec)
+    told = str(refused.value).splitlines()
+    assert [line.split(": ")[0].split()[-1] for line in told] == ["2", "3", "4"]
+    write(tmp_path / "a.jsonl", [GSM8K, *[bad] * 30])
+    with pytest.raises(UserError, match=r"30 of 31 records refused in all; python launch/check_data.py"):
+        sources.open(spec)
+
+
+def test_an_array_that_breaks_off_loses_only_what_is_broken(tmp_path):
+    whole = [{"prompt": "[a,\n]", "response": f"{i}"} for i in range(3)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(whole, indent=2))
+    source = sources.open(str(path))
+    assert [source[i]["messages"][1]["content"] for i in range(len(source))] == ["0", "1", "2"]
+    path.write_text(json.dumps(whole, indent=2)[:-30])
+    with pytest.raises(UserError, match=r"\A\S*a\.json record 3: not JSON: .*\Z"):
+        sources.open(str(path))
+    path.write_text("\n".join(map(json.dumps, whole)))
+    assert sources.open(str(path)).where(2) == f"{path} line 3"
 
 
 def test_tasks_are_dealt_evenly_and_answer_their_questions():
