@@ -95,9 +95,11 @@ def serve():
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         assert ready.wait(30)
-        yield "http://127.0.0.1:%d" % server.servers[0].sockets[0].getsockname()[1]
-        server.should_exit = True
-        thread.join(30)
+        try:
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
         assert not thread.is_alive()
 
     return serving

@@ -34,7 +34,7 @@ class UnfoldingMessage:
 
     def __init__(self, chat: Chat, tools: Sequence[Mapping[str, Any]], thinking: bool):
         self._chat, self._tools, self._thinking = chat, tools, thinking
-        self._marks = (*chat.format.special_tokens, *chat.format.spelled_tokens)
+        self._marks = (*chat.format.special_tokens, chat.format.call_mark)
         self._said = {"reasoning_content": "", "content": ""}
 
     def more(self, tokens: Sequence[int] | np.ndarray) -> dict[str, str]:
