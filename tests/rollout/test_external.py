@@ -30,6 +30,7 @@ from posttrain_jax.rollout.external import External, ExternalError  # noqa: E402
 from posttrain_jax.serving import weights as stored  # noqa: E402
 from posttrain_jax.serving.app import make_app  # noqa: E402
 
+HM = {"role": "user", "content": "Hm?"}
 ASKED = Request((5, 6, 7), seed=11, max_tokens=3)
 
 
@@ -40,12 +41,13 @@ def chat():
 
 @pytest.fixture(scope="module")
 def talking(arch, chat, make_model):
-    return make_model(dataclasses.replace(arch, vocab=chat.tokenizer.size, max_length=1024))
+    return make_model(dataclasses.replace(arch, vocab=chat.tokenizer.size, max_length=2048))
 
 
 @pytest.fixture(scope="module")
 def service(talking, chat):
-    limits = Limits(4, 900, 32, 4, 4, chat.stop_tokens, read_chunk=64)
+    often = (*chat.stop_tokens, *range(0, chat.tokenizer.size, 8))  # so that answers end, and episodes go on
+    limits = Limits(4, 64, 1600, 4, 4, often, read_chunk=64)
     engine = Engine(talking.arch, limits)
     with Service(engine, engine.load(nnx.state(talking)), reuse=False) as service:
         yield service
@@ -85,14 +87,23 @@ def test_it_samples_what_the_service_samples_to_the_bit(url, service):
         same(answer, service.submit(request).result())
 
 
+class Chatter(Shop):
+    """A shop whose customer goes on whatever is said."""
+
+    async def step(self, message):
+        return dataclasses.replace(await super().step(message), messages=[HM], done=False)
+
+
 def test_an_agent_plays_through_it_token_by_token(url, service, chat):
-    budget = Budget(turns=3, tokens=64, answer=24, context=900)
-    environments, seeds = [Shop, Shop, Shop], [Seeds(i, 10 + i) for i in range(3)]
+    budget = Budget(turns=3, tokens=96, answer=32, context=1600)
+    environments, seeds = [Shop, Chatter] * 3, [Seeds(i, 10 + i) for i in range(6)]
 
     def play(sampler):
-        return Agent(sampler, chat, budget).play_all(environments, seeds, concurrency=3)
+        agent = Agent(sampler, chat, budget, thinking=False)
+        return agent.play_all(environments, seeds, concurrency=3)
 
     far, near = run(url, play), asyncio.run(play(service))
+    assert max(len(segment.turns) for one in far for segment in one.segments) == 3
     for one, other in zip(far, near, strict=True):
         assert (one.ended, one.reward, one.messages) == (other.ended, other.reward, other.messages)
         assert one.segments and len(one.segments) == len(other.segments)

@@ -160,12 +160,10 @@ def test_a_client_that_goes_away_takes_its_requests_with_it(client, service, str
 
     worker.bank.poll = slow
     try:
-        body, to = {"prompt": [5, 6], "seed": 1, "n": 9, "stream": stream}, ("POST", "/v1/completions")
-        with (
-            pytest.raises(httpx2.TimeoutException),
-            client.stream("POST", "/v1/completions", json=body, timeout=1) as a,
-        ):
-            a.read()
+        body = {"prompt": [5, 6], "seed": 1, "n": 9, "stream": stream}
+        with pytest.raises(httpx2.TimeoutException):
+            with client.stream("POST", "/v1/completions", json=body, timeout=1) as answer:
+                answer.read()
         assert entered.wait(30)
         until(lambda: all(future.cancelled() for future, _ in list(worker._open.values())))
         go_on.set()
