@@ -1,13 +1,27 @@
-"""launch/serve.py on the weights of a short run."""
+"""launch/serve.py on a small model's weights."""
 
 import re
 import signal
 import socket
+from pathlib import Path
 
+import config_file
 import pytest
+
+from posttrain_jax import hf
+from posttrain_jax.run import validate
+from posttrain_jax.stages.setup import make_model
 
 httpx2 = pytest.importorskip("httpx2")
 pytest.importorskip("uvicorn")
+
+
+CONFIG = Path(config_file.RECIPES / "minimax_m2.py")
+SMALL = {
+    **{"model.layers": 2, "model.hidden": 32, "model.heads": 2, "model.kv_heads": 1, "model.head_dim": 16},
+    **{"model.rotary_dim": 8, "model.experts": 4, "model.experts_per_token": 2, "model.expert_ffn": 32},
+    **{"rollout.slots": 4, "rollout.banks": 1, "rollout.decode_chunk": 8, "rollout.prefill_batch": 2},
+}
 
 
 def free_port():
@@ -16,9 +30,12 @@ def free_port():
         return held.getsockname()[1]
 
 
-def test_a_run_is_served_until_a_signal_and_answers_end_first(launcher, finished):
-    port = free_port()
-    process = launcher.start("serve.py", f"--workdir={finished}", f"--port={port}", "--name=gcd", "--version=3")
+def test_a_checkpoint_is_served_until_a_signal_and_answers_end_first(launcher, tmp_path):
+    config, _ = config_file.override(CONFIG, "tiny", [(f"config.{key}", str(value)) for key, value in SMALL.items()])
+    hf.save(make_model(validate.read(config)[0])(), tmp_path)
+    port, settings = free_port(), [f"--config.{key}={value}" for key, value in SMALL.items()]
+    flags = f"--checkpoint={tmp_path}", f"--port={port}", "--name=gcd", "--version=3"
+    process = launcher.start("serve.py", f"--config={CONFIG}:tiny", *flags, *settings)
     try:
         line = process.stderr.readline()
         assert re.fullmatch(rf"gcd from .* at http://127.0.0.1:{port}/v1\n", line), line + process.stderr.read()
@@ -28,7 +45,7 @@ def test_a_run_is_served_until_a_signal_and_answers_end_first(launcher, finished
         body = {"messages": [{"role": "user", "content": "Calculate 3 + 4."}], "seed": 1, "return_token_ids": True}
         said = client.post("/v1/chat/completions", json=body).json()
         assert said["model"] == "gcd" and set(said["choices"][0]["policy_versions"]) == {3}
-        updated = client.post("/update_weights", json={"path": str(finished)})
+        updated = client.post("/update_weights", json={"path": str(tmp_path)})
         assert updated.json() == {"success": True, "policy_version": 4}
         again = client.post("/v1/chat/completions", json=body).json()
         assert again["choices"][0]["token_ids"] == said["choices"][0]["token_ids"]
@@ -47,9 +64,9 @@ def test_a_run_is_served_until_a_signal_and_answers_end_first(launcher, finished
     [
         ([], "--workdir or --config is missing"),
         (["--wokdir=a"], "the nearest is --workdir"),
-        (["--config=configs/minimax_m2.py:tiny", "--checkpoint=a", "--workdir=b"], "give one of them"),
-        (["--config=configs/minimax_m2.py:tiny", "--checkpoint=/nowhere"], "neither safetensors nor checkpoints/"),
-        (["--config=configs/minimax_m2.py:tiny", "--config.rollout.slot=3"], "rollout.slots"),
+        ([f"--config={CONFIG}:tiny", "--checkpoint=a", "--workdir=b"], "give one of them"),
+        ([f"--config={CONFIG}:tiny", "--checkpoint=/nowhere"], "neither safetensors nor checkpoints/"),
+        ([f"--config={CONFIG}:tiny", "--config.rollout.slot=3"], "rollout.slots"),
     ],
 )
 def test_mistakes_are_one_line(launcher, arguments, word):
