@@ -37,6 +37,8 @@ REQUIRED = [
 # where a bare "torch" brings no CUDA libraries
 WITHOUT_CUDA = "sys_platform != 'linux' or python_version < '3.12'"
 
+SERVE = ["starlette>=1.0", "uvicorn>=0.40", "httpx2>=2.16"]
+
 EXTRAS = {
     "tpu": [f"jax[tpu]{JAX}"],
     # every supported JAX has cuda12 and cuda13; cuda12 runs on the drivers of both
@@ -55,6 +57,7 @@ EXTRAS = {
         "matplotlib>=3.10",
         "mcp>=2.3",
         "gymnasium>=1.2",
+        *SERVE,
         # The reference that the model is compared with. The release is pinned because a bare "torch" takes the newest,
         # whose Linux wheels bring gigabytes of CUDA libraries. Those comparisons skip where torch is absent: on
         # Linux with a newer Python, install the CPU wheel first (pip install torch --index-url
@@ -64,6 +67,7 @@ EXTRAS = {
         f"accelerate>=1.10; {WITHOUT_CUDA}",  # with which transformers reads FP8
         f"compressed-tensors>=0.12; {WITHOUT_CUDA}",  # and INT4
     ],
+    "serve": SERVE,
     "mcp": ["mcp>=2.3"],
     "gymnasium": ["gymnasium>=1.2"],
     "bench": ["trl>=1.16", "accelerate>=1.10", "datasets>=4.0"],

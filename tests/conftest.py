@@ -1,6 +1,8 @@
 """What every test shares: eight virtual CPU devices, and a model small enough to compile in a second."""
 
+import contextlib
 import os
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -72,3 +74,32 @@ def make_model():
 def model(arch, make_model) -> Decoder:
     """The smallest model, scanned, float32. Not to be changed in place."""
     return make_model(arch)
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """``with serve(app) as url``: an ASGI application on a port of this machine."""
+    uvicorn = pytest.importorskip("uvicorn")
+
+    @contextlib.contextmanager
+    def serving(app):
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=5))
+        ready = threading.Event()
+        startup = server.startup
+
+        async def start(**options):
+            await startup(**options)
+            ready.set()
+
+        server.startup = start
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        assert ready.wait(30)
+        try:
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+        assert not thread.is_alive()
+
+    return serving

@@ -51,6 +51,11 @@ class Format(Protocol):
         """Names of the tokens that end an assistant turn."""
         ...
 
+    @property
+    def call_mark(self) -> str:
+        """The text that opens an answer's calls of tools."""
+        ...
+
     def segments(
         self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool, add_generation_prompt: bool
     ) -> Iterable[Segment]:

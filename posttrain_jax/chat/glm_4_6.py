@@ -69,6 +69,7 @@ class GLM46:
     )
     spelled_tokens = (NO_THINKING,)
     stop_tokens = (END_OF_TEXT, USER, OBSERVATION)
+    call_mark = CALL
 
     def segments(
         self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool, add_generation_prompt: bool

@@ -66,6 +66,7 @@ class KimiK2:
     )
     spelled_tokens = (THINK, END_THINK)  # tokens of their own from K2.5 on
     stop_tokens = (END,)
+    call_mark = CALLS
 
     def segments(
         self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool, add_generation_prompt: bool

@@ -64,6 +64,7 @@ class MiniMaxM1:
     special_tokens = (DOCUMENT, BEGIN, END, THINK, END_THINK)
     spelled_tokens = (THINK, END_THINK)
     stop_tokens = (END,)
+    call_mark = CALLS
 
     def segments(
         self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool, add_generation_prompt: bool

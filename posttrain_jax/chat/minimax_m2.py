@@ -65,6 +65,7 @@ class MiniMaxM2:
     special_tokens = SPECIAL_TOKENS
     spelled_tokens = ()
     stop_tokens = (END,)
+    call_mark = CALL
 
     def segments(
         self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool, add_generation_prompt: bool

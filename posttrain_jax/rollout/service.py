@@ -55,6 +55,11 @@ class Service:
         """What the banks have done, added up."""
         return sum((worker.bank.account for worker in self._workers), Account())
 
+    @property
+    def ended(self) -> str:
+        """Why it answers no more; empty as long as it does."""
+        return next((worker.ended for worker in self._workers if worker.ended), "")
+
     async def complete(self, request: Request) -> Completion:
         """The response to one request; others are served meanwhile. If the caller is cancelled, so is the request.
 
@@ -104,7 +109,7 @@ class _Worker(threading.Thread):
         self._actions: queue.SimpleQueue[tuple[Callable[[Bank], object] | None, Future[None]]] = queue.SimpleQueue()
         self._tickets = itertools.count()
         self._open: dict[int, tuple[Future[Completion], Watch | None]] = {}
-        self._gate, self._ended = threading.Lock(), ""
+        self._gate, self.ended = threading.Lock(), ""
         self.start()
 
     @property
@@ -123,8 +128,8 @@ class _Worker(threading.Thread):
         done: Future[None] = Future()
         with self._gate:
             self._actions.put((action, done))
-            if self._ended:
-                self._end(self._ended)
+            if self.ended:
+                self._end(self.ended)
         return done
 
     def run(self) -> None:
@@ -164,7 +169,7 @@ class _Worker(threading.Thread):
 
     def _end(self, reason: str) -> None:
         """Tells everyone who waits."""
-        self._ended = reason
+        self.ended = reason
         waiting: list[Future] = [future for future, _ in self._open.values()]
         self._open.clear()
         while not self._actions.empty():

@@ -110,7 +110,7 @@ def by_parts(template: Template, fields: Mapping[str, Any], notes: list[str]) ->
     used = set(template.fields.values()) | (set() if "chosen" in template.needs.values() else BESIDE)
     for name in (*exact, *(name for name in fields if name not in exact)):
         part = template.fields.get(name) or ("annotation" if name in ANNOTATIONS else PART.get(name))
-        if part == "annotation" or (part in taken and name not in exact) or part not in used:
+        if part is None or part == "annotation" or (part in taken and name not in exact) or part not in used:
             annotations[name] = fields[name]
             if part != "annotation":
                 notes.append(kept(name, template))
