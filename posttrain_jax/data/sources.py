@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -161,10 +161,10 @@ class TaskSource:
 class JsonlSource:
     """One JSON object a line. Opening reads the file once, checking every line and noting where it starts; after that
     only the lines asked for are read. A compressed file is unpacked to a temporary one first; empty lines are passed
-    over."""
+    over. ``read(value, system)`` turns a line's value into a record, or raises a ValueError that says what it lacks."""
 
-    def __init__(self, path: str, system: str):
-        self._path, self._system = path, system
+    def __init__(self, path: str, system: str, read: Callable[[Any, str], Record] = conversation):
+        self._path, self._system, self._meaning = path, system, read
         self._file = _open_unpacked(Path(path).expanduser())
         self._starts, self._numbers = array.array("q"), array.array("q")
         start = 0
@@ -190,7 +190,7 @@ class JsonlSource:
 
     def _read(self, line: bytes, index: int) -> Record:
         try:
-            return conversation(json.loads(line), self._system)
+            return self._meaning(json.loads(line), self._system)
         except json.JSONDecodeError as error:
             raise UserError(f"{self.where(index)}: not JSON: {error.msg} at character {error.pos + 1}") from error
         except (ValueError, RecursionError) as error:

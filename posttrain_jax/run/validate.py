@@ -16,10 +16,12 @@ from typing import Any, get_type_hints
 from ml_collections import ConfigDict
 
 from posttrain_jax.errors import UserError
+from posttrain_jax.rewards import mixture
 from posttrain_jax.run.recipe import Recipe, flatten, settings
 
-STAGES = ("sft", "rl")
+STAGES = ("sft", "reward_model", "dpo", "rl")
 DATA_SPECS = ("tasks", "jsonl:PATH", "tfds:NAME")
+PAIR_SPECS = DATA_SPECS[:2]
 
 
 class InvalidRecipe(UserError):
@@ -167,23 +169,34 @@ def _value_problem(kind: type, value: Any, limits: Mapping[str, Any]) -> str | N
 
 def _rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """What binds several fields, or a field and the disk: (keys judged, problem) for each rule that is broken."""
-    model, sft, rl, rollout, mesh = recipe.model, recipe.sft, recipe.rl, recipe.rollout, recipe.mesh
+    model, rl, rollout, mesh = recipe.model, recipe.rl, recipe.rollout, recipe.mesh
     longest = rollout.max_prompt + rollout.max_response
     prompt_and_response = ("rollout.max_prompt", "rollout.max_response")
     for problem in model.problems():
         yield ("model",), f"config.model: {problem}"
     yield from _name_rules(recipe)
     yield from _file_rules(recipe)
-    if sft.rows % sft.microbatch_rows:
+    yield from _reward_rules(recipe)
+    for name in ("sft", *(stage for stage in ("reward_model", "dpo") if stage in recipe.stages)):
+        stage = getattr(recipe, name)
+        if stage.rows % stage.microbatch_rows:
+            yield (
+                (f"{name}.rows", f"{name}.microbatch_rows"),
+                f"config.{name}.rows={stage.rows}: not a multiple of"
+                f" config.{name}.microbatch_rows={stage.microbatch_rows};"
+                f" the nearest is {max(round(stage.rows / stage.microbatch_rows), 1) * stage.microbatch_rows}",
+            )
+        if stage.length > model.max_length:
+            yield (
+                (f"{name}.length", "model.max_length"),
+                f"config.{name}.length={stage.length}: longer than the model's"
+                f" config.model.max_length={model.max_length}",
+            )
+    if recipe.dpo.kind == "robust" and recipe.dpo.label_smoothing == 0.5:
         yield (
-            ("sft.rows", "sft.microbatch_rows"),
-            f"config.sft.rows={sft.rows}: not a multiple of config.sft.microbatch_rows={sft.microbatch_rows};"
-            f" the nearest is {max(round(sft.rows / sft.microbatch_rows), 1) * sft.microbatch_rows}",
-        )
-    if sft.length > model.max_length:
-        yield (
-            ("sft.length", "model.max_length"),
-            f"config.sft.length={sft.length}: longer than the model's config.model.max_length={model.max_length}",
+            ("dpo.label_smoothing", "dpo.kind"),
+            "config.dpo.label_smoothing=0.5: half of the pairs wrong leaves config.dpo.kind='robust' nothing to learn;"
+            " the nearest is 0.49",
         )
     if longest > model.max_length:
         yield (
@@ -230,7 +243,7 @@ def _name_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
 
         lists.append(("tasks.names", recipe.tasks.names, TASKS))
     if not recipe.stages:
-        yield ("stages",), f"config.stages=(): nothing to do; name one or both of {', '.join(STAGES)}"
+        yield ("stages",), f"config.stages=(): nothing to do; name one or more of {', '.join(STAGES)}"
     budgets = [budget.partition("=") for budget in recipe.rl.budgets]
     for task, _, tokens in budgets:
         if not tokens.isdecimal() or int(tokens) < 1:
@@ -251,20 +264,44 @@ def _name_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
                 yield (key,), f"config.{key}: {name!r} is named {names.count(name)} times"
 
 
+def _reward_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What a reward is mixed of, and whether its model is there when it is asked."""
+    settings = recipe.rl.reward
+    sound = True
+    for entry in settings.domains:
+        from posttrain_jax.data.tasks import AREAS  # imported when asked for: the generators are slow to load
+
+        areas = sorted(set(AREAS.values()))
+        try:
+            domain, reward, _ = mixture.parse(entry)
+        except ValueError as error:
+            sound = False
+            yield ("rl.reward.domains",), f"config.rl.reward.domains: {error}"
+            continue
+        for name, known in ((domain, areas), (reward, mixture.REWARDS)):
+            if name not in known:
+                good = nearest(name, known)
+                yield (
+                    ("rl.reward.domains",),
+                    f"config.rl.reward.domains: no {name!r} in {entry!r}; the nearest is {good!r}"
+                    f" (all: {', '.join(known)})",
+                )
+    entries = [mixture.parse(entry) for entry in settings.domains] if sound else []
+    asked = settings.model_weight > 0 or any(name == "model" and weight > 0 for _, name, weight in entries)
+    before = recipe.stages[: recipe.stages.index("rl")] if "rl" in recipe.stages else ("reward_model",)
+    if asked and "reward_model" not in before:
+        yield (
+            ("rl.reward", "stages"),
+            f"config.rl.reward.model_weight={settings.model_weight}: the rl stage has no reward model, because"
+            f" config.stages={recipe.stages} has no 'reward_model' before it",
+        )
+
+
 def _file_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Data and tokenizer: the form of the specification, and whether the file is there and is usable."""
-    kind, colon, rest = recipe.sft.data.partition(":")
-    if kind == "jsonl" and rest:
-        problem = _file_problem(Path(rest))
-        if problem:
-            yield ("sft.data",), f"config.sft.data={recipe.sft.data!r}: {problem}"
-    elif not (recipe.sft.data == "tasks" or (kind == "tfds" and rest)):
-        good = nearest(kind, [spec.partition(":")[0] for spec in DATA_SPECS])
-        form = next(spec for spec in DATA_SPECS if spec.partition(":")[0] == good)
-        yield (
-            ("sft.data",),
-            f"config.sft.data={recipe.sft.data!r}: must be one of {', '.join(DATA_SPECS)}; the nearest is {form}",
-        )
+    yield from _data_rules("sft.data", recipe.sft.data, DATA_SPECS)
+    for stage in ("reward_model", "dpo"):
+        yield from _data_rules(f"{stage}.data", getattr(recipe, stage).data, PAIR_SPECS)
     if recipe.tokenizer != "tiny":
         path = Path(recipe.tokenizer)
         problem = None if path.is_dir() else _file_problem(path)
@@ -284,6 +321,19 @@ def _file_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             ("tokenizer", "model.vocab"),
             f"config.model.vocab={recipe.model.vocab}: the tokenizer {recipe.tokenizer!r} needs at least {size}",
         )
+
+
+def _data_rules(key: str, given: str, specs: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The form of one specification of data, and its file."""
+    kind, _, rest = given.partition(":")
+    if kind == "jsonl" and rest:
+        problem = _file_problem(Path(rest))
+        if problem:
+            yield (key,), f"config.{key}={given!r}: {problem}"
+    elif not (given == "tasks" or (rest and any(spec.startswith(f"{kind}:") for spec in specs))):
+        good = nearest(kind, [spec.partition(":")[0] for spec in specs])
+        form = next(spec for spec in specs if spec.partition(":")[0] == good)
+        yield (key,), f"config.{key}={given!r}: must be one of {', '.join(specs)}; the nearest is {form}"
 
 
 def _file_problem(path: Path) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from posttrain_jax.data.curriculum import Curriculum
 from posttrain_jax.data.tasks import Problem
 from posttrain_jax.errors import UserError
 from posttrain_jax.parallel import exchange
+from posttrain_jax.rewards.length_bias import correlation
 from posttrain_jax.rewards.shaping import length_rewards, overlong_penalty
 from posttrain_jax.rewards.verifier import Verdict, verify
 from posttrain_jax.rollout.engine import Engine
@@ -26,7 +27,7 @@ HOPELESS = 1000  # prompts in a row that are too long before no prompt is taken 
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """One response, judged."""
+    """One response, judged; ``score`` is a reward model's, before anything is made of it."""
 
     problem: Problem
     prompt: list[int]
@@ -34,6 +35,7 @@ class Trajectory:
     message: dict
     verdict: Verdict
     reward: float
+    score: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,11 +132,13 @@ def collect(
     curriculum: Curriculum,
     key: jax.Array,
     draws: int,
+    mix: Callable[[list[list[Trajectory]]], list[list[Trajectory]]] = lambda groups: groups,
 ) -> Experience:
     """Samples groups until ``settings.prompts`` of them have rewards that differ (DAPO's dynamic sampling).
 
     A group whose rewards are all equal has no gradient: it is dropped and another prompt drawn in its place, for at
-    most ``settings.max_rounds`` batches. The curriculum sees every group.
+    most ``settings.max_rounds`` batches. The curriculum sees every group. ``mix`` may change the rewards of judged
+    groups before length shapes them.
 
     Raises:
       UserError: prompt after prompt is longer than the engine takes.
@@ -174,7 +178,7 @@ def collect(
             for problem, completions in zip(problems, answers, strict=True)
         ]
         judged = judge_all(chat, problems, prompts, answers, format_reward=settings.format_reward)
-        for problem, trajectories in zip(problems, judged, strict=True):
+        for problem, trajectories in zip(problems, mix(judged), strict=True):
             group = shaped(trajectories, settings, limits.max_response)
             everything += group
             curriculum.observe(problem.task, problem.level, sum(t.verdict.correct for t in group), len(group))
@@ -184,9 +188,18 @@ def collect(
 
 
 def statistics(experience: Experience) -> dict[str, float]:
-    """What a step's rollouts say about the policy."""
+    """What a step's rollouts say about the policy; ``score_…`` are a reward model's correlations."""
     everything = experience.everything
     lengths = np.array([len(t.completion.tokens) for t in everything])
+    scores = np.array([t.score for t in everything if t.score is not None])
+    scored = {}
+    if len(scores):
+        right = np.array([float(t.verdict.correct) for t in everything])
+        scored = {
+            "score": float(scores.mean()),
+            "score_length": correlation(scores, lengths),
+            "score_correct": correlation(scores, right),
+        }
     return {
         "reward": float(np.mean([t.reward for t in everything])),
         "pass_rate": float(np.mean([t.verdict.correct for t in everything])),
@@ -197,6 +210,7 @@ def statistics(experience: Experience) -> dict[str, float]:
         "level": float(np.mean([t.problem.level for t in everything])),
         "groups": float(len(experience.groups)),
         "rounds": float(experience.rounds),
+        **scored,
     }
 
 
@@ -216,4 +230,5 @@ def sample(chat: Chat, stage: str, step: int, trajectory: Trajectory) -> dict:
         "correct": trajectory.verdict.correct,
         "tokens": len(trajectory.completion.tokens),
         "finish": trajectory.completion.finish,
+        **({} if trajectory.score is None else {"score": trajectory.score}),
     }

@@ -27,6 +27,7 @@ from posttrain_jax.stages.hindsight import make_hindsight
 from posttrain_jax.stages.optimizing import Optimizing
 from posttrain_jax.stages.packing import add_ptx, capacity, pack
 from posttrain_jax.stages.policy import advantages_and_aggregation, make_loss
+from posttrain_jax.stages.scoring import Scoring
 from posttrain_jax.stages.step import Step, TrainState, make_update
 
 Minibatch = list[list[tuple[Trajectory, float]]]  # its groups, each response with its advantage
@@ -47,11 +48,13 @@ def train(
     start: int,
     draws: int,
     samples_per_step: int,
+    scoring: Scoring | None = None,
 ) -> Iterator[Step]:
     """Yields after every step from ``start`` + 1 to ``settings.steps``.
 
     A step's randomness is ``fold_in(key, step)``; with the weights, the curriculum, ``draws`` and the position in the
-    SFT data (all in the cursor) that fixes everything it does. The metric ``mismatch`` is the mean
+    SFT data (all in the cursor) that fixes everything it does. ``scoring`` mixes the rewards of responses and asks
+    ``state.reward``; what it has seen is in the cursor too. The metric ``mismatch`` is the mean
     |log π_trainer - log π_sampler| before the first update: what the two implementations of one model disagree by. Its
     99th percentile, its largest and the divergence stand beside it.
     """
@@ -62,7 +65,8 @@ def train(
     for number in range(start + 1, settings.steps + 1):
         weights = engine.load(split_critic(state.weights)[0])
         step_key = jax.random.fold_in(key, number)
-        experience = collect(settings, questions, engine, weights, chat, curriculum, step_key, draws)
+        mix = {"mix": partial(scoring, state.reward)} if scoring else {}
+        experience = collect(settings, questions, engine, weights, chat, curriculum, step_key, draws, **mix)
         draws = experience.draws
         metrics: dict[str, Any] = statistics(experience)
         batches = (prepare(minibatch, sft_data) for minibatch in prepare.minibatches(experience.groups))
@@ -74,7 +78,7 @@ def train(
             updates.append(numbers)
         metrics.update(_summarise(updates))
         metrics["learning_rate"] = optimizing.schedule((number - 1) * settings.minibatches)
-        cursor = {"draws": draws, "curriculum": curriculum.state()}
+        cursor = {"draws": draws, "curriculum": curriculum.state()} | ({"scoring": scoring.state()} if scoring else {})
         yield Step(
             number,
             state,
