@@ -178,8 +178,8 @@ class Batches(Iterator[Batch]):
             if in_a_row == min(2 * self._records, HOPELESS):  # two epochs' worth holds every record at least once
                 section = self._section
                 raise UserError(
-                    f"{in_a_row} samples in a row are longer than {section}.length={self._length} and were skipped; the "
-                    f"last, {self._where(sample.record)}, has {sample.size} tokens: set {section}.length higher"
+                    f"{in_a_row} samples in a row are longer than {section}.length={self._length} and were skipped; "
+                    f"the last, {self._where(sample.record)}, has {sample.size} tokens: set {section}.length higher"
                 )
 
     def _refuse(self, sample: Sample) -> None:
