@@ -58,9 +58,9 @@ class Launcher:
     def train(self, workdir: Path, *more: str, **options) -> subprocess.CompletedProcess:
         return self.run("train.py", *train_arguments(workdir), *more, **options)
 
-    def interrupt(self, workdir: Path, signal: int, moment) -> subprocess.CompletedProcess:
+    def interrupt(self, workdir: Path, signal: int, moment, *more: str) -> subprocess.CompletedProcess:
         """Starts training, sends ``signal`` as soon as ``moment()`` holds, and returns what came of it."""
-        process = self.start("train.py", *train_arguments(workdir))
+        process = self.start("train.py", *train_arguments(workdir), *more)
         try:
             deadline = time.monotonic() + TIMEOUT
             while not moment():
