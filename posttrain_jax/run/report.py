@@ -55,7 +55,7 @@ CURVES = (
     Curve("response_length", "Response length", "tokens"),
     Curve("score", "Reward model's score", "mean of a response"),
     Curve("score_length", "Score and length", "correlation"),
-    Curve("loss", "Loss", "a token or a pair"),
+    Curve("loss", "Loss", "a token"),
     Curve("accuracy", "Pairs in order", "% of pairs", 100.0),
     Curve("margin", "Margin", "chosen over rejected"),
     Curve("entropy", "Entropy", "nats a token"),
