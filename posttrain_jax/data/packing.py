@@ -24,10 +24,13 @@ class Place(NamedTuple):
 
 
 class FirstFit:
-    """Rows of ``length`` positions, filled one sequence at a time; ``rows`` of them, or as many as it takes."""
+    """Rows of ``length`` positions, filled one sequence at a time; ``rows`` of them, or as many as it takes.
 
-    def __init__(self, length: int, rows: int | None = None):
-        self._length, self._rows = length, rows
+    A row takes no more than ``most`` sequences, if that is given.
+    """
+
+    def __init__(self, length: int, rows: int | None = None, most: int | None = None):
+        self._length, self._rows, self._most = length, rows, most
         self._used: list[int] = []
         self._segments: list[int] = []
 
@@ -43,7 +46,8 @@ class FirstFit:
         """
         if size > self._length:
             raise ValueError(f"a sequence of {size} tokens does not fit a row of {self._length}")
-        row = next((row for row, used in enumerate(self._used) if used + size <= self._length), len(self._used))
+        open_rows = (row for row in range(len(self._used)) if self._segments[row] != self._most)
+        row = next((row for row in open_rows if self._used[row] + size <= self._length), len(self._used))
         if row == self._rows:
             return None
         if row == len(self._used):

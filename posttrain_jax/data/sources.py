@@ -168,15 +168,17 @@ class TaskSource:
 
 
 class FileSource:
-    """A file of records, each in any shape of `templates`. Opening reads it once and checks every line; after that only
-    the lines asked for are read. Empty lines are passed over.
+    """A file of records, each in any shape of `templates`, or in one that ``read(value, system)`` knows.
+
+    Opening reads it once and checks every line; after that only the lines asked for are read. Empty lines are passed
+    over.
 
     Raises:
       UserError: with a line for each of the first records that are refused, and how many there are.
     """
 
-    def __init__(self, path: str, system: str):
-        self._lines, self._system = Lines(path), system
+    def __init__(self, path: str, system: str, read: Callable[[Any, str], Record] = conversation):
+        self._lines, self._system, self._meaning = Lines(path), system, read
         refused = [reason for index in range(len(self._lines)) if (reason := self._refusal(index))]
         if refused:
             shown = refused[:SHOWN]
@@ -192,7 +194,7 @@ class FileSource:
 
     def __getitem__(self, index: int) -> Record:
         try:
-            return conversation(decoded(self._lines[index]), self._system)
+            return self._meaning(decoded(self._lines[index]), self._system)
         except ValueError as error:
             raise UserError(f"{self.where(index)}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import jax
@@ -15,6 +16,7 @@ def bradley_terry(
     *,
     margin: Float[Array, " pairs"] | float = 0.0,
     centring: float = 0.0,
+    weights: Float[Array, " pairs"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """loss = mean of -log σ(r_w - r_l - m) + λ (r_w + r_l)².
 
@@ -23,13 +25,15 @@ def bradley_terry(
       rejected: r_l of the other.
       margin: m, how much better the first should be (Llama 2, arXiv 2307.09288, section 3.2.2).
       centring: λ, which keeps rewards around zero (arXiv 2312.09244).
+      weights: what each pair counts in a sum that takes the means' place; without, they count alike and 1 in all.
 
     Returns:
       The loss, and ``accuracy``, the share of pairs in the right order, and ``margin``, the mean of r_w - r_l.
     """
     difference = chosen - rejected
     loss = -jax.nn.log_sigmoid(difference - margin) + centring * jnp.square(chosen + rejected)
-    return loss.mean(), {"accuracy": (difference > 0).mean(), "margin": difference.mean()}
+    mean = partial(_mean, weights=weights)
+    return mean(loss), {"accuracy": mean(difference > 0), "margin": mean(difference)}
 
 
 def dpo(
@@ -41,6 +45,7 @@ def dpo(
     beta: float = 0.1,
     kind: Literal["sigmoid", "robust", "hinge", "ipo"] = "sigmoid",
     label_smoothing: float = 0.0,
+    weights: Float[Array, " pairs"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """loss = mean of f(h),  h = (log π - log π_ref)(y_w) - (log π - log π_ref)(y_l).
 
@@ -57,6 +62,7 @@ def dpo(
       beta: β.
       kind: f.
       label_smoothing: ε, the share of wrong labels.
+      weights: as of `bradley_terry`.
 
     Returns:
       The loss, and ``accuracy``, ``margin`` (the mean of βh) and the implicit rewards β (log π - log π_ref) of both.
@@ -77,9 +83,14 @@ def dpo(
         loss = jnp.square(h - 1 / (2 * beta))
     else:
         raise ValueError(f"no DPO loss {kind!r}; known: sigmoid, robust, hinge, ipo")
-    return loss.mean(), {
-        "accuracy": (h > 0).mean(),
-        "margin": beta * h.mean(),
-        "reward_chosen": beta * gain_chosen.mean(),
-        "reward_rejected": beta * gain_rejected.mean(),
+    mean = partial(_mean, weights=weights)
+    return mean(loss), {
+        "accuracy": mean(h > 0),
+        "margin": beta * mean(h),
+        "reward_chosen": beta * mean(gain_chosen),
+        "reward_rejected": beta * mean(gain_rejected),
     }
+
+
+def _mean(values: Array, weights: Float[Array, " pairs"] | None) -> Float[Array, ""]:
+    return values.mean() if weights is None else (values * weights).sum()

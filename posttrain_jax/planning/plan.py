@@ -39,8 +39,8 @@ def programs(names: Sequence[str], recipe: Recipe) -> list[str]:
                 for name in wrong
             )
         )
-    used = {"sft": PROGRAMS[:1], "rl": PROGRAMS[1:]}
-    return list(dict.fromkeys(names or [name for stage in recipe.stages for name in used[stage]]))
+    used = {"sft": PROGRAMS[:1], "rl": PROGRAMS[1:]}  # learning from pairs is not planned for
+    return list(dict.fromkeys(names or [name for stage in recipe.stages for name in used.get(stage, ())]))
 
 
 def check(recipe: Recipe, part: Slice) -> Recipe:

@@ -118,6 +118,39 @@ class SFT:
 
 
 @dataclasses.dataclass(frozen=True)
+class RewardModel:
+    """A reward model learned from preference pairs (Bradley-Terry): the policy's decoder with a scalar head."""
+
+    data: str = setting("tasks", "preference pairs: 'tasks' or 'jsonl:PATH' (also .jsonl.gz)")
+    steps: int = setting(100, "optimiser steps", minimum=0)
+    rows: int = setting(16, "packed rows in a global batch", minimum=1)
+    microbatch_rows: int = setting(16, "rows in one forward and backward pass; divides rows", minimum=1)
+    length: int = setting(256, "tokens in a packed row; a pair is never split", minimum=16)
+    centring: float = setting(0.01, "weight of (r_w + r_l)², which keeps scores around zero", minimum=0.0)
+    heldout: int = setting(256, "pairs kept out of training on which the order is judged", minimum=1)
+    on_too_long: str = setting("error", "a pair longer than a row: 'error' or 'skip'", choices=("error", "skip"))
+    optimizer: Pace = dataclasses.field(default_factory=Pace)
+
+
+@dataclasses.dataclass(frozen=True)
+class DPO:
+    """Direct preference optimisation against the weights that the stage began with."""
+
+    data: str = setting("tasks", "preference pairs: 'tasks' or 'jsonl:PATH' (also .jsonl.gz)")
+    steps: int = setting(100, "optimiser steps", minimum=0)
+    rows: int = setting(16, "packed rows in a global batch", minimum=1)
+    microbatch_rows: int = setting(16, "rows in one forward and backward pass; divides rows", minimum=1)
+    length: int = setting(256, "tokens in a packed row; a pair is never split", minimum=16)
+    kind: str = setting("sigmoid", "the loss", choices=("sigmoid", "robust", "hinge", "ipo"))
+    beta: float = setting(0.1, "strength of the tie to the reference", minimum=0.0)
+    label_smoothing: float = setting(
+        0.0, "share of pairs taken to be the wrong way round (sigmoid, robust)", minimum=0.0, maximum=0.5
+    )
+    on_too_long: str = setting("error", "a pair longer than a row: 'error' or 'skip'", choices=("error", "skip"))
+    optimizer: Pace = dataclasses.field(default_factory=lambda: Pace(learning_rate=1e-4))
+
+
+@dataclasses.dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn."""
 
@@ -291,8 +324,21 @@ class Judge:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reward:
+    """What a response's reward is made of, before its length shapes it."""
+
+    verifier_weight: float = setting(1.0, "weight of the verifier's reward", minimum=0.0)
+    model_weight: float = setting(0.0, "weight of the score of the reward_model stage's model; 0 is off", minimum=0.0)
+    domains: tuple = setting((), "other weights in an area's questions: 'logic.model=0.5', 'algebra.verifier=2'")
+    clip: float = setting(5.0, "largest score, in deviations from the running mean", minimum=0.0)
+    length_bound: float = setting(
+        0.5, "correlation of score and length above which its slope is taken out; 0 is off", minimum=0.0, maximum=1.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class RL:
-    """Reinforcement learning from verifiable rewards."""
+    """Reinforcement learning from verifiers, or a reward model, or both."""
 
     steps: int = setting(100, "rollout batches, each followed by its optimiser updates", minimum=0)
     prompts: int = setting(32, "groups with reward variance trained on in a step", minimum=1)
@@ -305,6 +351,7 @@ class RL:
     length: int = setting(256, "tokens in a packed training row", minimum=8)
     microbatch_rows: int = setting(8, "rows in one forward and backward pass", minimum=1)
     objective: Objective = dataclasses.field(default_factory=Objective)
+    reward: Reward = dataclasses.field(default_factory=Reward)
     mismatch_alarm: float = setting(
         0.1, "mean |log π_trainer - log π_sampler| of a step that is warned of; 0 is off", minimum=0.0
     )
@@ -371,7 +418,7 @@ class Recipe:
     variant: str = setting("", "variant of the family's chat format, such as Kimi's 'instruct'; empty is its first")
     scale: str = setting("tiny", "size of the recipe", choices=("tiny", "small", "full", "released"))
     seed: int = setting(0, "everything random derives from it", minimum=0)
-    stages: tuple = setting(("sft", "rl"), "stages in order, out of 'sft' and 'rl'")
+    stages: tuple = setting(("sft", "rl"), "stages in order, out of 'sft', 'reward_model', 'dpo' and 'rl'")
     tokenizer: str = setting("tiny", "'tiny' (shipped) or a path: tokenizer.json, tiktoken.model, sentencepiece .model")
     weights: str = setting("", "directory of a run or conversion whose weights to start from; empty starts afresh")
     model: Architecture = dataclasses.field(default_factory=Architecture)
@@ -381,6 +428,8 @@ class Recipe:
     router: Router = dataclasses.field(default_factory=Router)
     tasks: Tasks = dataclasses.field(default_factory=Tasks)
     sft: SFT = dataclasses.field(default_factory=SFT)
+    reward_model: RewardModel = dataclasses.field(default_factory=RewardModel)
+    dpo: DPO = dataclasses.field(default_factory=DPO)
     rollout: Rollout = dataclasses.field(default_factory=Rollout)
     rl: RL = dataclasses.field(default_factory=RL)
     episodes: Episodes = dataclasses.field(default_factory=Episodes)
@@ -449,7 +498,9 @@ def describe(recipe: Recipe) -> dict[str, str]:
     """What a run is about to do, one short phrase a line, computed without any device."""
     model, sft, rl = recipe.model, recipe.sft, recipe.rl
     steps = {
-        "sft": f"sft: {sft.steps} steps of {sft.rows * sft.length:,} tokens",
+        name: f"{name}: {learns.steps} steps of {learns.rows * learns.length:,} tokens"
+        for name, learns in (("sft", sft), ("reward_model", recipe.reward_model), ("dpo", recipe.dpo))
+    } | {
         "rl": f"rl: {rl.steps} steps of {rl.prompts} x {rl.group_size} responses,"
         f" up to {rl.prompts * rl.group_size * recipe.rollout.max_response:,} sampled tokens",
     }

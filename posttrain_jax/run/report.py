@@ -30,7 +30,13 @@ FIELDS = (
     *("stage", "step", "task", "level", "prompt", "response", "reasoning", "answer", "expected", "reward"),
     *("correct", "tokens", "finish"),
 )
-STAGES = {"sft": "Supervised fine-tuning", "rl": "Reinforcement learning"}
+STAGES = {
+    "sft": "Supervised fine-tuning",
+    "reward_model": "Reward model",
+    "dpo": "Direct preference optimisation",
+    "rl": "Reinforcement learning",
+}
+HELDOUT = ("heldout", "heldout_pairs")  # measures between stages, under the same names as stages' records
 
 
 class Curve(NamedTuple):
@@ -47,7 +53,11 @@ CURVES = (
     Curve("reward", "Reward", "mean of a response"),
     Curve("pass_rate", "Pass rate", "% of responses", 100.0),
     Curve("response_length", "Response length", "tokens"),
+    Curve("score", "Reward model's score", "mean of a response"),
+    Curve("score_length", "Score and length", "correlation"),
     Curve("loss", "Loss", "a token"),
+    Curve("accuracy", "Pairs in order", "% of pairs", 100.0),
+    Curve("margin", "Margin", "chosen over rejected"),
     Curve("entropy", "Entropy", "nats a token"),
     Curve("kl", "KL to the sampler", "nats a token"),
     Curve("mismatch", "Sampler mismatch", "|Δ log π| a token"),
@@ -216,7 +226,7 @@ def _fit(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _curves(records: Records) -> list[dict[str, Any]]:
     stages = []
-    for stage in sorted(set(records) - {"heldout"}, key=lambda name: (*STAGES, name).index(name)):
+    for stage in sorted(set(records) - set(HELDOUT), key=lambda name: (*STAGES, name).index(name)):
         charts = []
         for metric, title, unit, scale, smooth in CURVES:
             found = [(step, numbers[metric]) for step, numbers in sorted(records[stage].items()) if metric in numbers]
@@ -232,7 +242,7 @@ def _curves(records: Records) -> list[dict[str, Any]]:
 def _status(summary: Mapping[str, Any], records: Records) -> str:
     if summary:
         return "finished"
-    reached = [(stage, max(steps)) for stage, steps in records.items() if stage != "heldout"]
+    reached = [(stage, max(steps)) for stage, steps in records.items() if stage not in HELDOUT]
     return f"not finished: {reached[-1][0]} step {reached[-1][1]}" if reached else "not finished"
 
 
@@ -244,6 +254,9 @@ def _facts(config: Mapping[str, Any], summary: Mapping[str, Any], records: Recor
         "Model": model and f"{count(model['parameters'])} parameters, {count(model['active'])} active on a token",
         "Devices": summary.get("devices"),
         "Stages": " → ".join(f"{stage}, {steps} steps" for stage, steps in stages),
+        "Held-out pairs": ", ".join(
+            f"{100 * value:.1f} % in the right order" for value in (summary.get("pair_accuracy") or {}).values()
+        ),
         "Time": ", ".join(f"{stage} {duration(value)}" for stage, value in seconds.items()),
         "First step after": summary.get("first_step_seconds") and duration(summary["first_step_seconds"]),
         "Skipped updates": skipped and f"{skipped} (not finite)",
@@ -258,7 +271,7 @@ def _heldout(
     """pass@1 by stage, and by stage and task: of summary.json, or else as far as metrics.jsonl goes."""
     if summary.get("heldout"):
         return summary["heldout"], summary.get("per_task") or {}
-    names = ("base", *(config.get("stages") or STAGES))
+    names = ("base", *(stage for stage in config.get("stages") or STAGES if stage != "reward_model"))
     found = {names[i]: dict(n) for i, n in sorted(records.get("heldout", {}).items()) if i < len(names)}
     overall = {stage: numbers.pop("pass@1") for stage, numbers in found.items() if "pass@1" in numbers}
     return overall, found

@@ -37,6 +37,21 @@ SHOWN = {
         "learning_rate": ("rate", ".1e"),
         "tokens_per_second": ("tokens/s", ",.0f"),
     },
+    "reward_model": {
+        "loss": ("loss", ".4f"),
+        "accuracy": ("in order", ".1%"),
+        "margin": ("margin", ".3f"),
+        "grad_norm": ("grad norm", ".3f"),
+        "tokens_per_second": ("tokens/s", ",.0f"),
+    },
+    "dpo": {
+        "loss": ("loss", ".4f"),
+        "accuracy": ("in order", ".1%"),
+        "margin": ("margin", ".3f"),
+        "reward_chosen": ("chosen", ".3f"),
+        "reward_rejected": ("rejected", ".3f"),
+        "tokens_per_second": ("tokens/s", ",.0f"),
+    },
     "rl": {
         "reward": ("reward", ".3f"),
         "pass_rate": ("pass", ".1%"),
@@ -209,6 +224,7 @@ class Screen:
         """What came of the run: what summary.json holds, and the path ``report``; parts may be missing."""
         parts: list[RenderableType] = ["", Rule("held-out pass@1", characters="─", style="cyan" if self.live else "")]
         parts += _accuracies(summary.get("heldout") or {})
+        parts += _pairs(summary.get("pair_accuracy") or {})
         parts += _tasks(summary.get("per_task") or {})
         samples = list(summary.get("samples") or [])
         for sample in samples[:1] + samples[1:][-1:]:
@@ -244,6 +260,14 @@ def _accuracies(heldout: Mapping[str, float]) -> list[RenderableType]:
             line.append(f" ({gain:+.1f})", "green" if gain > 0 else "red" if gain < 0 else "dim")
         before = value
     return [line] if heldout else [Text("no evaluation yet", "dim")]
+
+
+def _pairs(accuracy: Mapping[str, float]) -> list[RenderableType]:
+    """How well preference pairs were put in order, which is no pass@1 and has a line of its own."""
+    return [
+        Text(f"{stage.replace('_', ' ')} ", "dim").append(f"{share:.1%}", "bold").append(" of held-out pairs in order")
+        for stage, share in accuracy.items()
+    ]
 
 
 def _tasks(per_task: Mapping[str, Mapping[str, float]]) -> list[RenderableType]:

@@ -17,10 +17,12 @@ from urllib.parse import urlsplit
 from ml_collections import ConfigDict
 
 from posttrain_jax.errors import UserError
+from posttrain_jax.rewards import mixture
 from posttrain_jax.run.recipe import Recipe, flatten, settings
 
-STAGES = ("sft", "rl")
+STAGES = ("sft", "reward_model", "dpo", "rl")
 DATA_SPECS = ("tasks", "jsonl:PATH", "tfds:NAME", "FILE.jsonl", "FILE.json")
+PAIR_SPECS = tuple(spec for spec in DATA_SPECS if not spec.startswith("tfds"))
 
 
 class InvalidRecipe(UserError):
@@ -168,23 +170,34 @@ def _value_problem(kind: type, value: Any, limits: Mapping[str, Any]) -> str | N
 
 def _rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """What binds several fields, or a field and the disk: (keys judged, problem) for each rule that is broken."""
-    model, sft, rl, rollout, mesh = recipe.model, recipe.sft, recipe.rl, recipe.rollout, recipe.mesh
+    model, rl, rollout, mesh = recipe.model, recipe.rl, recipe.rollout, recipe.mesh
     longest = rollout.max_prompt + rollout.max_response
     prompt_and_response = ("rollout.max_prompt", "rollout.max_response")
     for problem in model.problems():
         yield ("model",), f"config.model: {problem}"
     yield from _name_rules(recipe)
     yield from _file_rules(recipe)
-    if sft.rows % sft.microbatch_rows:
+    yield from _reward_rules(recipe)
+    for name in ("sft", *(stage for stage in ("reward_model", "dpo") if stage in recipe.stages)):
+        stage = getattr(recipe, name)
+        if stage.rows % stage.microbatch_rows:
+            yield (
+                (f"{name}.rows", f"{name}.microbatch_rows"),
+                f"config.{name}.rows={stage.rows}: not a multiple of"
+                f" config.{name}.microbatch_rows={stage.microbatch_rows};"
+                f" the nearest is {max(round(stage.rows / stage.microbatch_rows), 1) * stage.microbatch_rows}",
+            )
+        if stage.length > model.max_length:
+            yield (
+                (f"{name}.length", "model.max_length"),
+                f"config.{name}.length={stage.length}: longer than the model's"
+                f" config.model.max_length={model.max_length}",
+            )
+    if recipe.dpo.kind == "robust" and recipe.dpo.label_smoothing == 0.5:
         yield (
-            ("sft.rows", "sft.microbatch_rows"),
-            f"config.sft.rows={sft.rows}: not a multiple of config.sft.microbatch_rows={sft.microbatch_rows};"
-            f" the nearest is {max(round(sft.rows / sft.microbatch_rows), 1) * sft.microbatch_rows}",
-        )
-    if sft.length > model.max_length:
-        yield (
-            ("sft.length", "model.max_length"),
-            f"config.sft.length={sft.length}: longer than the model's config.model.max_length={model.max_length}",
+            ("dpo.label_smoothing", "dpo.kind"),
+            "config.dpo.label_smoothing=0.5: half of the pairs wrong leaves config.dpo.kind='robust' nothing to learn;"
+            " the nearest is 0.49",
         )
     if longest > model.max_length:
         yield (
@@ -272,7 +285,7 @@ def _name_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
                 yield ("tasks.names",), f"config.{error}"
         lists.append(("tasks.names", recipe.tasks.names, (*TASKS, *WORLDS, *elsewhere)))
     if not recipe.stages:
-        yield ("stages",), f"config.stages=(): nothing to do; name one or both of {', '.join(STAGES)}"
+        yield ("stages",), f"config.stages=(): nothing to do; name one or more of {', '.join(STAGES)}"
     budgets = [budget.partition("=") for budget in recipe.rl.budgets]
     for task, _, tokens in budgets:
         if not tokens.isdecimal() or int(tokens) < 1:
@@ -293,26 +306,63 @@ def _name_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
                 yield (key,), f"config.{key}: {name!r} is named {names.count(name)} times"
 
 
-def _data_problem(spec: str, file: str | None) -> str | None:
-    """Why one source of data cannot be opened, or None; ``file`` is the one that it names."""
-    kind, _, rest = spec.partition(":")
-    if file:
-        return _file_problem(Path(file).expanduser())
-    if spec == "tasks" or (kind == "tfds" and rest):
-        return None
-    good = nearest(kind, [known.partition(":")[0] for known in DATA_SPECS])
-    form = next(known for known in DATA_SPECS if known.partition(":")[0] == good)
-    return f"must be one of {', '.join(DATA_SPECS)}; the nearest is {form}"
+def _data_rules(key: str, given: str, specs: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The form of a specification of data, and its files."""
+    from posttrain_jax.data import sources
+
+    for spec in sources.parts(given) if specs is DATA_SPECS else (given,):
+        kind, _, rest = spec.partition(":")
+        problem = None
+        if file := sources.file_of(spec):
+            problem = _file_problem(Path(file).expanduser())
+        elif not (spec == "tasks" or (rest and any(known.startswith(f"{kind}:") for known in specs))):
+            good = nearest(kind, [known.partition(":")[0] for known in specs])
+            form = next(known for known in specs if known.partition(":")[0] == good)
+            problem = f"must be one of {', '.join(specs)}; the nearest is {form}"
+        if problem:
+            yield (key,), f"config.{key}={given!r}: {problem}"
+
+
+def _reward_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What a reward is mixed of, and whether its model is there when it is asked."""
+    settings = recipe.rl.reward
+    sound = True
+    for entry in settings.domains:
+        from posttrain_jax.data.tasks import AREAS  # imported when asked for: the generators are slow to load
+
+        areas = sorted(set(AREAS.values()))
+        try:
+            domain, reward, _ = mixture.parse(entry)
+        except ValueError as error:
+            sound = False
+            yield ("rl.reward.domains",), f"config.rl.reward.domains: {error}"
+            continue
+        for name, known in ((domain, areas), (reward, mixture.REWARDS)):
+            if name not in known:
+                good = nearest(name, known)
+                yield (
+                    ("rl.reward.domains",),
+                    f"config.rl.reward.domains: no {name!r} in {entry!r}; the nearest is {good!r}"
+                    f" (all: {', '.join(known)})",
+                )
+    entries = [mixture.parse(entry) for entry in settings.domains] if sound else []
+    asked = settings.model_weight > 0 or any(name == "model" and weight > 0 for _, name, weight in entries)
+    before = recipe.stages[: recipe.stages.index("rl")] if "rl" in recipe.stages else ("reward_model",)
+    if asked and "reward_model" not in before:
+        yield (
+            ("rl.reward", "stages"),
+            f"config.rl.reward.model_weight={settings.model_weight}: the rl stage has no reward model, because"
+            f" config.stages={recipe.stages} has no 'reward_model' before it",
+        )
 
 
 def _file_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Data and tokenizer: the form of the specification, and whether the file is there and is usable."""
     if recipe.sft.data != "tasks":
-        from posttrain_jax.data import sources
-
-        for spec in sources.parts(recipe.sft.data):
-            if problem := _data_problem(spec, sources.file_of(spec)):
-                yield ("sft.data",), f"config.sft.data={recipe.sft.data!r}: {problem}"
+        yield from _data_rules("sft.data", recipe.sft.data, DATA_SPECS)
+    for stage in ("reward_model", "dpo"):
+        if (data := getattr(recipe, stage).data) != "tasks":
+            yield from _data_rules(f"{stage}.data", data, PAIR_SPECS)
     if recipe.tokenizer != "tiny":
         path = Path(recipe.tokenizer)
         problem = None if path.is_dir() else _file_problem(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import jax
@@ -18,6 +18,7 @@ from posttrain_jax.errors import UserError
 from posttrain_jax.parallel import exchange
 from posttrain_jax.rewards.alarm import hacked
 from posttrain_jax.rewards.judges.tally import Tally
+from posttrain_jax.rewards.length_bias import correlation
 from posttrain_jax.rewards.shaping import length_rewards, overlong_penalty
 from posttrain_jax.rewards.verdict import Verdict
 from posttrain_jax.rewards.verifier import verify
@@ -35,7 +36,12 @@ HOPELESS = 1000  # prompts in a row that are too long before no prompt is taken 
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """One response, judged; ``masked`` is one that its judge could not be asked about, and is not trained on."""
+    """One response, judged.
+
+    Attributes:
+      masked: its judge could not be asked about it; it is not trained on.
+      score: a reward model's, before anything is made of it.
+    """
 
     problem: Problem
     prompt: list[int]
@@ -44,6 +50,7 @@ class Trajectory:
     verdict: Verdict
     reward: float
     masked: bool = False
+    score: float | None = None
 
     @property
     def segments(self) -> list[Segment]:
@@ -204,12 +211,14 @@ def collect(
     key: jax.Array,
     draws: int,
     judging: Judging | None = None,
+    mix: Callable[[list[list[Trajectory]]], list[list[Trajectory]]] = lambda groups: groups,
 ) -> Experience:
     """Samples groups until ``settings.prompts`` of them have rewards that differ (DAPO's dynamic sampling).
 
     A group whose rewards are all equal has no gradient: it is dropped and another prompt drawn in its place, for at
     most ``settings.max_rounds`` batches. The curriculum sees every group. What could not be graded is left out of its
-    group, and a canary is never trained on.
+    group, and a canary is never trained on. ``mix`` may change the rewards of judged groups before length shapes
+    them, and ``judging`` adds a model's opinion.
 
     Raises:
       UserError: what `draw` finds, not one response could be graded, or the judge cannot be asked at all.
@@ -240,7 +249,7 @@ def collect(
         judged = judge_all(chat, problems, prompts, answers, format_reward=settings.format_reward)
         graded = [[t for t in group if not t.verdict.infrastructure] for group in judged]
         ungraded += sum(map(len, judged)) - sum(map(len, graded))
-        found = [shaped(group, settings, limits.max_response) for group in graded if group]
+        found = [shaped(group, settings, limits.max_response) for group in mix([group for group in graded if group])]
         if judging:
             found, told = judging(weights, found, jax.random.fold_in(key, settings.max_rounds + rounds))
             tally += told
@@ -284,8 +293,18 @@ def draw(
 
 
 def statistics(experience: Experience) -> dict[str, float]:
-    """What a step's rollouts say about the policy."""
+    """What a step's rollouts say about the policy; ``score_…`` are a reward model's correlations."""
     everything = experience.everything
+    lengths = np.array([t.length for t in everything])
+    scores = np.array([t.score for t in everything if isinstance(t, Trajectory) and t.score is not None])
+    scored = {}
+    if len(scores):
+        right = np.array([float(t.verdict.correct) for t in everything])
+        scored = {
+            "score": float(scores.mean()),
+            "score_length": correlation(scores, lengths),
+            "score_correct": correlation(scores, right),
+        }
     return {
         "reward": float(np.mean([t.reward for t in everything])),
         "pass_rate": float(np.mean([t.verdict.correct for t in everything])),
@@ -299,6 +318,7 @@ def statistics(experience: Experience) -> dict[str, float]:
         "groups": float(len(experience.groups)),
         "rounds": float(experience.rounds),
         **experience.tally.metrics(),
+        **scored,
     }
 
 
@@ -317,4 +337,5 @@ def sample(chat: Chat, stage: str, step: int, trajectory: Judged) -> dict:
         "canary": trajectory.problem.canary,
         "tokens": trajectory.length,
         "finish": trajectory.finish,
+        **({"score": trajectory.score} if isinstance(trajectory, Trajectory) and trajectory.score is not None else {}),
     }

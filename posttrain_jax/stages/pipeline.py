@@ -1,4 +1,6 @@
-"""A recipe from its seed to a post-trained model: the stages in order, each followed by a held-out evaluation.
+"""A recipe from its seed to a post-trained model: the stages in order, each followed by a measure on what is held out.
+
+That is pass@1 on problems where the policy learned, and the order of preference pairs where a reward model did.
 
 The stages know nothing of files; this module keeps the run: it logs every step, saves checkpoints, stops when asked
 to, and goes on where a stopped run left off.
@@ -6,12 +8,10 @@ to, and goes on where a stopped run left off.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import platform
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from posttrain_jax.data import pipeline as data
-from posttrain_jax.data import sources, tasks
-from posttrain_jax.data.curriculum import Curriculum
+from posttrain_jax.data import tasks
 from posttrain_jax.environments import worlds
 from posttrain_jax.errors import UserError
 from posttrain_jax.models.decoder import abstract, materialise
@@ -32,15 +30,11 @@ from posttrain_jax.run.metrics import Recorder, write_json_atomic
 from posttrain_jax.run.recipe import Recipe
 from posttrain_jax.run.screen import Screen
 from posttrain_jax.run.stop import EXIT_STOPPED, StopSignal
-from posttrain_jax.stages import rl, sft
-from posttrain_jax.stages.critic import split_critic, with_critic
+from posttrain_jax.stages import catalogue, reward_model
 from posttrain_jax.stages.evaluation import Score, evaluate
 from posttrain_jax.stages.experience import sample
-from posttrain_jax.stages.flight import Flight
-from posttrain_jax.stages.judging import make_judging
-from posttrain_jax.stages.optimizing import Optimizing, make_optimizing
 from posttrain_jax.stages.setup import make_chat, make_engine, make_model
-from posttrain_jax.stages.step import Step, TrainState, abstract_state, fresh_state, layout
+from posttrain_jax.stages.step import Step, TrainState, abstract_state, fresh_state
 from posttrain_jax.stages.trained import newest_weights
 
 
@@ -58,6 +52,7 @@ class Progress:
     offsets: dict[str, int] | None = None
     heldout: dict[str, float] = dataclasses.field(default_factory=dict)
     per_task: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    pair_accuracy: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -93,31 +88,25 @@ class Run:
         self.first_step_seconds: float | None = None
         self.mesh = make_mesh(**dataclasses.asdict(recipe.mesh))
         self.chat = make_chat(recipe)
-        self._worlds = [name for name in recipe.tasks.names if worlds.is_world(name)]
-        self.source = sources.open(  # before anything is computed: a broken line is told at once
-            recipe.sft.data if "sft" in recipe.stages or recipe.rl.objective.ptx_weight else "tasks",
-            names=recipe.tasks.names or tasks.TASKS,
-            max_level=recipe.tasks.max_level,
-            system=recipe.tasks.system,
-            seed=recipe.tasks.seed,
-            careful_share=recipe.sft.careful_share,
-            demonstrations={name: partial(worlds.demonstration, name) for name in self._worlds},
-        )
+        records = catalogue.sources(recipe)  # before anything is computed: a broken line is told at once
         self.engine = make_engine(recipe, self.chat, mesh=self.mesh)
         self.problems = worlds.heldout(
             recipe.tasks.names or tasks.TASKS, recipe.tasks.max_level, recipe.evaluation.problems, recipe.tasks.seed
         )
 
         model = make_model(recipe)
-        self.graph, self.abstract_weights = abstract(model, self.mesh)
+        graph, weights = abstract(model, self.mesh)
+        self.shared = catalogue.Shared(recipe, self.mesh, self.chat, self.engine, graph, weights, records, workdir)
         self.progress, self.restored = self._resume()
         self.recorder = Recorder(workdir, resume=self.progress.offsets)
+        self.weights: Any = None  # the policy's
+        self.reward: Any = None  # the reward model's, once there is one
         if self.restored is not None:
-            self.weights: Any = split_critic(self.restored.weights)[0]
+            self.weights, self.reward = catalogue.kept(self.progress.stage, self.restored)
         elif recipe.weights:
-            self.weights = newest_weights(Path(recipe.weights), self.abstract_weights, screen.warn, cast=True).arrays
+            self.weights = newest_weights(Path(recipe.weights), weights, screen.warn, cast=True).arrays
         else:
-            self.weights = materialise(model, self.abstract_weights)
+            self.weights = materialise(model, weights)
 
     def go(self) -> None:
         """Every stage that is not finished yet, then the summary."""
@@ -127,110 +116,40 @@ class Run:
         if "base" not in progress.heldout:
             score = self._evaluate("base", self.weights)
         for stage in recipe.stages:
-            if stage in progress.heldout:
+            if stage in progress.heldout or stage in progress.pair_accuracy:
                 continue
-            self.weights, _ = split_critic(self._train(stage).weights)
-            self.restored = None
-            score = self._evaluate(stage, self.weights)
+            state = self._train(stage)
+            self.weights, self.reward = catalogue.kept(stage, state)
+            if stage == "reward_model":
+                self._judge_pairs(stage)
+            else:
+                score = self._evaluate(stage, self.weights)
         if score is None:
             score = self._score(self.weights)
         self._summarise(score)
 
     def _resume(self) -> tuple[Progress, TrainState | None]:
-        restored = self.checkpointer.restore(lambda saved: abstract_state(*self._parts(saved["stage"])))
+        def expected(saved: dict[str, Any]) -> TrainState:
+            stage = saved["stage"]
+            return catalogue.filed(stage, abstract_state(*catalogue.parts(self.shared, stage)))
+
+        restored = self.checkpointer.restore(expected)
         if restored is None:
             return Progress(), None
         progress = Progress(**restored.progress)
         self.screen.say(f"resumed at {progress.stage} step {progress.step}: checkpoint {restored.step} verified")
-        return progress, restored.arrays
-
-    def _optimizing(self, stage: str) -> Optimizing:
-        recipe = self.recipe
-        pace, updates = recipe.sft.optimizer, recipe.sft.steps
-        if stage == "rl":
-            pace, updates = recipe.rl.optimizer, recipe.rl.steps * recipe.rl.minibatches
-        where = layout(self.abstract_weights)
-        return make_optimizing(
-            pace,
-            updates,
-            recipe.model,
-            algorithm=recipe.optimizer,
-            router=recipe.router,
-            shardings=where,
-            overlap=recipe.precision.overlap,
-        )
-
-    def _parts(self, stage: str, weights: Any = None) -> tuple:
-        """What a stage's state is made of: weights (abstract ones if none are given), optimizer, mesh, reference."""
-        policy = self.abstract_weights if weights is None else weights
-        objective, trained, reference = self.recipe.rl.objective, policy, None
-        if stage == "rl" and objective.name == "ppo":
-            trained = jax.eval_shape(with_critic, policy) if weights is None else with_critic(policy)
-        if stage == "rl" and objective.kl_weight:
-            reference = policy
-        return trained, self._optimizing(stage).optimizer, self.mesh, reference
+        return progress, catalogue.unfiled(progress.stage, restored.arrays)
 
     def _train(self, stage: str) -> TrainState:
         progress = self.progress
         if self.restored is not None and progress.stage == stage:
             state = self.restored
         else:
-            state = fresh_state(*self._parts(stage, self.weights))
+            state = fresh_state(*catalogue.parts(self.shared, stage, self.weights, self.reward))
             progress.stage, progress.step, progress.cursor = stage, 0, {}
-        self.weights = self.restored = None
-        with contextlib.ExitStack() as held:
-            steps, total = self._steps(stage, state, held)
-            return self._follow(stage, steps, total, state)
-
-    def _steps(self, stage: str, state: TrainState, held: contextlib.ExitStack) -> tuple[Iterator[Step], int]:
-        recipe, cursor, start = self.recipe, self.progress.cursor, self.progress.step
-        optimizing = self._optimizing(stage)
-        if stage == "sft":
-            batches = self._sft_data(recipe.sft.rows, recipe.sft.length, recipe.sft.on_too_long, cursor.get("data"))
-            return sft.train(recipe.sft, optimizing, self.graph, state, batches, self.mesh, start), recipe.sft.steps
-        objective = recipe.rl.objective
-        sft_data = None
-        if objective.ptx_weight:
-            sft_data = self._sft_data(objective.ptx_rows, recipe.rl.length, "skip", cursor.get("sft_data"))
-        curriculum = Curriculum(
-            recipe.tasks.names or tasks.TASKS, recipe.tasks.max_level, recipe.rl.promote_at, recipe.seed
-        )
-        if cursor:
-            curriculum.restore(cursor["curriculum"])
-        flight = None
-        if recipe.rl.carry_over or self._worlds:
-            if recipe.rl.judge.name != "none":
-                raise UserError("rl.judge works beside tasks of one turn and rl.carry_over=0 alone")
-            if jax.process_count() > 1:
-                raise UserError("worlds in tasks.names and rl.carry_over work in one process, and these are several")
-            flight = Flight(recipe.rl, recipe.episodes, recipe.tasks, self.engine, self.chat, curriculum, recipe.seed)
-            held.enter_context(contextlib.closing(flight))
-            flight.restore(cursor.get("flight", ()))
-        steps = rl.train(
-            recipe.rl,
-            optimizing,
-            recipe.tasks,
-            self.graph,
-            state,
-            self.engine,
-            self.chat,
-            curriculum,
-            sft_data,
-            self.mesh,
-            key=jax.random.fold_in(jax.random.key(recipe.seed), 1),
-            start=start,
-            draws=cursor.get("draws", 0),
-            samples_per_step=recipe.run.samples_per_step,
-            flight=flight,
-            judging=make_judging(recipe, self.chat, self.mesh, self.workdir),
-        )
-        return steps, recipe.rl.steps
-
-    def _sft_data(self, rows: int, length: int, on_too_long: str, state: Any) -> data.Batches:
-        seed = self.recipe.seed
-        return data.batches(
-            self.source, self.chat, rows=rows, length=length, seed=seed, on_too_long=on_too_long, state=state
-        )
+        self.weights = self.reward = self.restored = None
+        steps = catalogue.steps(self.shared, stage, state, progress.step, progress.cursor)
+        return self._follow(stage, steps, getattr(self.recipe, stage).steps, state)
 
     def _follow(self, stage: str, steps: Iterator[Step], total: int, state: TrainState) -> TrainState:
         """Works through a stage's steps, logging each, and saving when it is time to or when asked to stop.
@@ -288,10 +207,9 @@ class Run:
         progress = self.progress
         progress.stage, progress.step, progress.cursor = stage, step.number, step.cursor
         progress.offsets = self.recorder.offsets()
-        done = {"sft": self.recipe.sft.steps, "rl": self.recipe.rl.steps}
         earlier = self.recipe.stages[: self.recipe.stages.index(stage)]
-        number = sum(done[name] for name in earlier) + step.number
-        self.checkpointer.save(number, step.state, dataclasses.asdict(progress))
+        number = sum(getattr(self.recipe, name).steps for name in earlier) + step.number
+        self.checkpointer.save(number, catalogue.filed(stage, step.state), dataclasses.asdict(progress))
 
     def _score(self, weights: nnx.State) -> Score:
         recipe, loaded = self.recipe, self.engine.load(weights)
@@ -308,6 +226,15 @@ class Run:
         self.screen.say(f"held-out pass@1 ({stage}): {score.overall:.3f} on {len(self.problems)} problems")
         return score
 
+    def _judge_pairs(self, stage: str) -> None:
+        """How many held-out pairs the reward model puts in the right order; the policy has not changed."""
+        settings, source = self.recipe.reward_model, self.shared.sources[catalogue.HELDOUT]
+        pairs = reward_model.heldout(source, self.chat, settings)
+        share = reward_model.accuracy(catalogue.scorer(self.shared), self.reward, pairs)
+        self.progress.pair_accuracy[stage] = share
+        self.recorder.metrics("heldout_pairs", 0, {"accuracy": share})
+        self.screen.say(f"held-out pairs in the right order ({stage}): {share:.3f} of {len(pairs)}")
+
     def _summarise(self, score: Score) -> None:
         progress, recipe = self.progress, self.recipe
         chosen = sorted(score.trajectories, key=lambda t: not t.verdict.correct)
@@ -315,6 +242,7 @@ class Run:
         summary = {
             "heldout": progress.heldout,
             "per_task": progress.per_task,
+            "pair_accuracy": progress.pair_accuracy,
             "seconds": {**progress.seconds, "total": time.perf_counter() - self.began},
             "first_step_seconds": self.first_step_seconds,
             "model": {"parameters": recipe.model.parameters, "active": recipe.model.active_parameters},

@@ -30,6 +30,7 @@ from posttrain_jax.stages.judging import Judging
 from posttrain_jax.stages.optimizing import Optimizing
 from posttrain_jax.stages.packing import add_ptx, capacity, pack
 from posttrain_jax.stages.policy import advantages_and_aggregation, make_loss
+from posttrain_jax.stages.scoring import Scoring
 from posttrain_jax.stages.step import Step, TrainState, make_update
 
 Minibatch = list[list[tuple[Judged, float]]]  # its groups, each response with its advantage
@@ -52,11 +53,13 @@ def train(
     samples_per_step: int,
     flight: Flight | None = None,
     judging: Judging | None = None,
+    scoring: Scoring | None = None,
 ) -> Iterator[Step]:
     """Yields after every step from ``start`` + 1 to ``settings.steps``.
 
     A step's randomness is ``fold_in(key, step)``; with the weights, the curriculum, ``draws`` and the position in the
-    SFT data (all in the cursor) that fixes everything it does. The metric ``mismatch`` is the mean
+    SFT data (all in the cursor) that fixes everything it does. ``scoring`` mixes the rewards of responses and asks
+    ``state.reward``; what it has seen is in the cursor too. The metric ``mismatch`` is the mean
     |log π_trainer - log π_sampler| before the first update: what the two implementations of one model disagree by. Its
     99th percentile, its largest and the divergence stand beside it. A ``flight`` collects what is of many turns, or
     goes on beyond a step.
@@ -73,7 +76,8 @@ def train(
         if flight:
             experience = flight.collect(weights, number - 1, draws)
         else:
-            experience = collect(settings, questions, engine, weights, chat, curriculum, step_key, draws, judging)
+            told = settings, questions, engine, weights, chat, curriculum, step_key, draws, judging
+            experience = collect(*told, **({"mix": partial(scoring, state.reward)} if scoring else {}))
         draws = experience.draws
         metrics: dict[str, Any] = statistics(experience)
         version = number - 1 if settings.carry_over else None
@@ -86,7 +90,7 @@ def train(
             updates.append(numbers)
         metrics.update(_summarise(updates))
         metrics["learning_rate"] = optimizing.schedule((number - 1) * settings.minibatches)
-        cursor = {"draws": draws, "curriculum": curriculum.state()}
+        cursor = {"draws": draws, "curriculum": curriculum.state()} | ({"scoring": scoring.state()} if scoring else {})
         yield Step(
             number,
             state,

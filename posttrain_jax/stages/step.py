@@ -34,6 +34,7 @@ class TrainState:
     bad_in_a_row: Int[Array, ""]
     skipped: Int[Array, ""]
     reference: nnx.State | None = None  # weights that stay as they were
+    reward: nnx.State | None = None  # a trained reward model, carried along
 
 
 @dataclasses.dataclass
@@ -60,11 +61,15 @@ class Step:
 
 
 def fresh_state(
-    weights: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh, reference: nnx.State | None = None
+    weights: nnx.State,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    reference: nnx.State | None = None,
+    reward: nnx.State | None = None,
 ) -> TrainState:
     """A state whose optimiser has seen nothing; its moments lie where their weights lie."""
-    where = layout(abstract_state(weights, optimizer, mesh, reference))
-    return jax.jit(partial(_fresh, optimizer), out_shardings=where)(weights, reference)
+    where = layout(abstract_state(weights, optimizer, mesh, reference, reward))
+    return jax.jit(partial(_fresh, optimizer), out_shardings=where)(weights, reference, reward)
 
 
 def layout(tree: Any) -> Any:
@@ -72,12 +77,18 @@ def layout(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def _fresh(optimizer: optax.GradientTransformation, weights: nnx.State, reference: nnx.State | None) -> TrainState:
-    return TrainState(weights, optimizer.init(weights), jnp.int32(0), jnp.int32(0), reference)
+def _fresh(
+    optimizer: optax.GradientTransformation, weights: nnx.State, reference: nnx.State | None, reward: nnx.State | None
+) -> TrainState:
+    return TrainState(weights, optimizer.init(weights), jnp.int32(0), jnp.int32(0), reference, reward)
 
 
 def abstract_state(
-    weights: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh, reference: nnx.State | None = None
+    weights: nnx.State,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    reference: nnx.State | None = None,
+    reward: nnx.State | None = None,
 ) -> TrainState:
     """`fresh_state` as shapes with shardings; ``weights`` may be abstract too."""
 
@@ -93,7 +104,8 @@ def abstract_state(
     def is_variable(x):
         return isinstance(x, nnx.Variable)
 
-    return jax.tree.map(place, jax.eval_shape(partial(_fresh, optimizer), weights, reference), is_leaf=is_variable)
+    shapes = jax.eval_shape(partial(_fresh, optimizer), weights, reference, reward)
+    return jax.tree.map(place, shapes, is_leaf=is_variable)
 
 
 def make_update(
@@ -147,6 +159,7 @@ def make_update(
             bad_in_a_row=jnp.where(finite, 0, state.bad_in_a_row + 1),
             skipped=state.skipped + ~finite,
             reference=state.reference,
+            reward=state.reward,
         )
         counts = {"skipped": state.skipped, "bad_in_a_row": state.bad_in_a_row}
         return state, {**metrics, "grad_norm": norm, "tokens": total, **counts}

@@ -1,0 +1,214 @@
+"""The stages by name: what the state of each is made of, and the steps that it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from posttrain_jax.chat.format import Chat
+from posttrain_jax.data import pairs, tasks
+from posttrain_jax.data import pipeline as data
+from posttrain_jax.data.curriculum import Curriculum
+from posttrain_jax.data.sources import Source
+from posttrain_jax.data.sources import open as open_conversations
+from posttrain_jax.environments import worlds
+from posttrain_jax.errors import UserError
+from posttrain_jax.rollout.engine import Engine
+from posttrain_jax.run.recipe import Recipe
+from posttrain_jax.stages import preference, reward_model, rl, sft
+from posttrain_jax.stages.critic import split_critic, with_critic
+from posttrain_jax.stages.flight import Flight
+from posttrain_jax.stages.judging import make_judging
+from posttrain_jax.stages.optimizing import Optimizing, make_optimizing
+from posttrain_jax.stages.reward_model import Scorer
+from posttrain_jax.stages.scoring import Scoring
+from posttrain_jax.stages.step import Step, TrainState, layout
+
+HELDOUT = "heldout"  # beside the stages' names: the pairs that a reward model is judged by
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """What stages are made of.
+
+    Attributes:
+      weights: the policy's, as shapes.
+      sources: of each stage that reads records.
+      workdir: where a judge's answers are kept.
+    """
+
+    recipe: Recipe
+    mesh: Mesh
+    chat: Chat
+    engine: Engine
+    graph: nnx.GraphDef
+    weights: nnx.State
+    sources: Mapping[str, Source]
+    workdir: Path
+
+
+def sources(recipe: Recipe) -> dict[str, Source]:
+    """The records that the recipe's stages read, every line of them checked.
+
+    Raises:
+      UserError: as of `data.sources.open` and `data.pairs.open`.
+    """
+    told: dict[str, Any] = dict(
+        names=recipe.tasks.names or tasks.TASKS,
+        max_level=recipe.tasks.max_level,
+        system=recipe.tasks.system,
+        seed=recipe.tasks.seed,
+    )
+    played = {name: partial(worlds.demonstration, name) for name in recipe.tasks.names if worlds.is_world(name)}
+    used = "sft" in recipe.stages or ("rl" in recipe.stages and recipe.rl.objective.ptx_weight)
+    found: dict[str, Source] = {}
+    if used:
+        more: dict[str, Any] = {"careful_share": recipe.sft.careful_share, "demonstrations": played}
+        found["sft"] = open_conversations(recipe.sft.data, **more, **told)
+    asked: dict[str, Any] = told | {"names": [name for name in told["names"] if name not in played] or tasks.TASKS}
+    for stage in ("reward_model", "dpo"):
+        if stage in recipe.stages:
+            found[stage] = pairs.open(getattr(recipe, stage).data, "train", **asked)
+    if "reward_model" in recipe.stages:
+        found[HELDOUT] = pairs.open(recipe.reward_model.data, "heldout", **asked)
+    return found
+
+
+def parts(shared: Shared, stage: str, policy: nnx.State | None = None, reward: nnx.State | None = None) -> tuple:
+    """What a stage's state is made of: weights, optimizer, mesh, reference, reward model; abstract without a policy."""
+    recipe, objective = shared.recipe, shared.recipe.rl.objective
+    concrete, policy = policy is not None, policy or shared.weights
+    headed = with_critic(policy) if concrete else jax.eval_shape(with_critic, policy)
+    if not concrete and "reward_model" in recipe.stages[: recipe.stages.index(stage)]:
+        reward = headed
+    critic = stage == "reward_model" or (stage == "rl" and objective.name == "ppo")
+    referred = stage in ("reward_model", "dpo") or (stage == "rl" and objective.kl_weight > 0)
+    trained, reference = headed if critic else policy, policy if referred else None
+    return trained, optimizing(shared, stage).optimizer, shared.mesh, reference, reward
+
+
+def filed(stage: str, state: TrainState) -> TrainState:
+    """A state as checkpoints hold it: ``weights`` are the policy's in every stage, and ``reward`` the reward model's.
+
+    While that is trained, the policy is the reference that the state carries along.
+    """
+    if stage != "reward_model":
+        return state
+    return dataclasses.replace(state, weights=state.reference, reference=None, reward=state.weights)
+
+
+def unfiled(stage: str, state: TrainState) -> TrainState:
+    """The state out of its `filed` form."""
+    if stage != "reward_model":
+        return state
+    return dataclasses.replace(state, weights=state.reward, reference=state.weights, reward=None)
+
+
+def kept(stage: str, state: TrainState) -> tuple[Any, Any]:
+    """What a stage leaves to the next: the policy, and the reward model if there is one."""
+    state = filed(stage, state)
+    return split_critic(state.weights)[0], state.reward
+
+
+def optimizing(shared: Shared, stage: str) -> Optimizing:
+    """How a stage moves its weights."""
+    recipe, settings = shared.recipe, getattr(shared.recipe, stage)
+    return make_optimizing(
+        settings.optimizer,
+        settings.steps * (settings.minibatches if stage == "rl" else 1),
+        recipe.model,
+        algorithm=recipe.optimizer,
+        router=recipe.router,
+        shardings=layout(shared.weights),
+        overlap=recipe.precision.overlap,
+    )
+
+
+def steps(shared: Shared, stage: str, state: TrainState, start: int, cursor: Mapping[str, Any]) -> Iterator[Step]:
+    """The stage's steps from ``start`` + 1; ``cursor`` is that of step ``start``, or empty."""
+    return STAGES[stage](shared, state, start, cursor)
+
+
+def scorer(shared: Shared) -> Scorer:
+    """Scores pairs that are held out."""
+    settings = shared.recipe.reward_model
+    return Scorer(shared.graph, settings.microbatch_rows, settings.length, shared.mesh)
+
+
+def _batches(shared: Shared, stage: str, state: Any, **changed: Any) -> data.Batches:
+    """Of a stage's records; ``changed`` settings take the place of its section's."""
+    settings = getattr(shared.recipe, stage)
+    told: dict[str, Any] = {name: getattr(settings, name) for name in ("rows", "length", "on_too_long")} | changed
+    kind = data.CONVERSATIONS if stage == "sft" else pairs.PAIRS
+    source, seed = shared.sources[stage], shared.recipe.seed
+    return data.batches(source, shared.chat, seed=seed, state=state, kind=kind, section=stage, **told)
+
+
+def _from_records(stage: str, train: Callable[..., Iterator[Step]]) -> Callable[..., Iterator[Step]]:
+    def begin(shared: Shared, state: TrainState, start: int, cursor: Mapping[str, Any]) -> Iterator[Step]:
+        batches, settings = _batches(shared, stage, cursor.get("data")), getattr(shared.recipe, stage)
+        return train(settings, optimizing(shared, stage), shared.graph, state, batches, shared.mesh, start)
+
+    return begin
+
+
+def _rl(shared: Shared, state: TrainState, start: int, cursor: Mapping[str, Any]) -> Iterator[Step]:
+    recipe, settings = shared.recipe, shared.recipe.rl
+    sft_data = None
+    if settings.objective.ptx_weight:
+        more = dict(rows=settings.objective.ptx_rows, length=settings.length, on_too_long="skip")
+        sft_data = _batches(shared, "sft", cursor.get("sft_data"), **more)
+    curriculum = Curriculum(recipe.tasks.names or tasks.TASKS, recipe.tasks.max_level, settings.promote_at, recipe.seed)
+    if cursor:
+        curriculum.restore(cursor["curriculum"])
+    scoring = Scoring(settings.reward, Scorer(shared.graph, settings.microbatch_rows, settings.length, shared.mesh))
+    if "scoring" in cursor:
+        scoring.restore(cursor["scoring"])
+    return rl.train(
+        settings,
+        optimizing(shared, "rl"),
+        recipe.tasks,
+        shared.graph,
+        state,
+        shared.engine,
+        shared.chat,
+        curriculum,
+        sft_data,
+        shared.mesh,
+        key=jax.random.fold_in(jax.random.key(recipe.seed), 1),
+        start=start,
+        draws=cursor.get("draws", 0),
+        samples_per_step=recipe.run.samples_per_step,
+        scoring=scoring,
+        judging=make_judging(recipe, shared.chat, shared.mesh, shared.workdir),
+        flight=_flight(shared, curriculum, cursor.get("flight", ())),
+    )
+
+
+def _flight(shared: Shared, curriculum: Curriculum, state: Sequence[Any]) -> Flight | None:
+    """What collects groups that are of many turns, or go on beyond a step."""
+    recipe = shared.recipe
+    if not (recipe.rl.carry_over or any(worlds.is_world(name) for name in recipe.tasks.names)):
+        return None
+    if recipe.rl.judge.name != "none" or recipe.rl.reward.model_weight or recipe.rl.reward.domains:
+        raise UserError("rl.judge and rl.reward work with tasks of one turn and rl.carry_over=0 alone")
+    if jax.process_count() > 1:
+        raise UserError("worlds in tasks.names and rl.carry_over work in one process, and these are several")
+    flight = Flight(recipe.rl, recipe.episodes, recipe.tasks, shared.engine, shared.chat, curriculum, recipe.seed)
+    flight.restore(state)
+    return flight
+
+
+STAGES: dict[str, Callable[..., Iterator[Step]]] = {
+    "sft": _from_records("sft", sft.train),
+    "reward_model": _from_records("reward_model", reward_model.train),
+    "dpo": _from_records("dpo", preference.train),
+    "rl": _rl,
+}
