@@ -49,10 +49,14 @@ def fetch(tree: Any) -> Any:
     )
 
 
-def own_copy(tree: Any) -> Any:
-    """A tree of arrays, whole, on the first device of each process."""
+def own_copy(tree: Any, device: Any = None) -> Any:
+    """A tree of arrays, whole, on the first device of each process, or on ``device``, which is the process's own."""
 
     def copy(array: jax.Array) -> jax.Array:
+        first = on_first(array)
+        return first if device is None else jax.device_put(first, device)
+
+    def on_first(array: jax.Array) -> jax.Array:
         where = array.sharding
         if isinstance(where, jax.sharding.NamedSharding) and not where.is_fully_replicated:
             array = jax.device_put(array, jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec()))

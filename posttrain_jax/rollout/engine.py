@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor as Threads
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ class Engine:
 
     Several processes call everything together. On a ``mesh`` all devices decode all prompts, weights and caches laid
     out as decoding wants (`mesh.SAMPLE`): for a model that no device holds alone. Without one, each process decodes
-    its share of the prompts with a copy of the weights on its first device.
+    its share of the prompts with a copy of the weights on its first device, or on ``device``.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Engine:
         banks: int = 1,
         compute_dtype: str = "float32",
         mesh: Mesh | None = None,
+        device: Any = None,
     ):
         """Raises ValueError where the model's length cannot hold a prompt and a response, or it cannot draft."""
         if limits.draft:
@@ -54,7 +56,7 @@ class Engine:
                 f"max_length={arch.max_length}"
             )
         self.arch, self.limits, self.banks, self.compute_dtype = arch, limits, banks, compute_dtype
-        self.sharded = mesh is not None
+        self.sharded, self._device = mesh is not None, device
         self._dispatch = threading.Lock()
         make = partial(Decoder, arch, param_dtype=compute_dtype, compute_dtype=compute_dtype, scan=False)
         graph, shapes = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
@@ -85,7 +87,8 @@ class Engine:
             return compiled(lambda w, *args: step(nnx.merge(graph, w), *args, limits), donate_argnums=1)
 
         self._admit, self._read, self._decode = (on_slots(step) for step in (steps.admit, steps.read, steps.decode))
-        self._empty = compiled(empty)
+        alone = jax.sharding.SingleDeviceSharding(device) if device else slots_lying
+        self._empty = jax.jit(placement.on(mesh, meshes.SAMPLE)(empty), out_shardings=alone)
         self._stop = compiled(decode.stop, donate_argnums=0)
         self._chosen = jax.jit(decode.experts_chosen)
         self._keys = jax.jit(lambda key, ids: jax.vmap(partial(jax.random.fold_in, key))(ids))
@@ -93,7 +96,7 @@ class Engine:
     def load(self, weights: nnx.State) -> nnx.State:
         """A trainer's weights as the engine decodes with them: layers apart, all but head and router in its format."""
         loaded = jax.tree.unflatten(jax.tree.structure(self._form(weights)), self._load(weights))
-        return loaded if self.sharded else exchange.own_copy(loaded)
+        return loaded if self.sharded else exchange.own_copy(loaded, self._device)
 
     def programs(self, weights: nnx.State, mesh: Mesh) -> dict[str, tuple[Callable, tuple]]:
         """What it compiles, each with abstract arguments; ``weights`` are a trainer's, abstract too.

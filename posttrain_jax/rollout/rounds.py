@@ -46,6 +46,7 @@ class Rounds:
         self._tickets = itertools.count()
         self._driver: asyncio.Task[None] | None = None
         self._paused = False
+        self._polling = asyncio.Lock()
 
     @property
     def account(self) -> Account:
@@ -70,9 +71,10 @@ class Rounds:
             if entry and entry.bank:
                 entry.bank.cancel(ticket)
 
-    def begun(self) -> dict[int, Completion | None]:
-        """What open requests, by their ``id``, have drawn so far; None is nothing."""
-        held = self._held()
+    async def begun(self) -> dict[int, Completion | None]:
+        """What open requests, by their ``id``, have drawn so far, once no round is under way; None is nothing."""
+        async with self._polling:
+            held = self._held()
         return {id(entry.request): self._so_far(ticket, entry, held) for ticket, entry in self._open.items()}
 
     async def pause(self) -> None:
@@ -119,7 +121,9 @@ class Rounds:
                 busy = [bank for bank in self._banks if bank.busy]
                 if not busy or self._paused:
                     return
-                for finished in await asyncio.gather(*(asyncio.to_thread(bank.poll) for bank in busy)):
+                async with self._polling:
+                    rounds = await asyncio.gather(*(asyncio.to_thread(bank.poll) for bank in busy))
+                for finished in rounds:
                     for ticket, completion in finished:
                         self._answer(ticket, completion)
         except Exception as error:

@@ -171,6 +171,9 @@ class Rollout:
     prefill_batch: int = setting(8, "prompts prefilled together", minimum=1)
     read_chunk: int = setting(64, "tokens read together of prompts that go on from what is cached", minimum=2)
     draft: bool = setting(False, "speculative decoding by the layer of multi-token prediction, where a model has one")
+    beside: bool = setting(
+        False, "the last device samples alone, while the others train; with rl.carry_over, on one process"
+    )
     sharded: bool = setting(
         False, "all devices decode together, weights and caches split; or each process alone, on its first device"
     )

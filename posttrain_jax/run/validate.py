@@ -222,6 +222,12 @@ def _rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             ("rl.objective.cispo.min_ratio", "rl.objective.cispo.max_ratio"),
             f"config.rl.objective.cispo.min_ratio={cispo.min_ratio}: above max_ratio={cispo.max_ratio} beside it",
         )
+    if rollout.beside and (not rl.carry_over or rollout.sharded):
+        yield (
+            ("rollout.beside", "rollout.sharded", "rl.carry_over"),
+            f"config.rollout.beside=True: needs rl.carry_over of at least 1 (it is {rl.carry_over}), and"
+            f" rollout.sharded=False (it is {rollout.sharded})",
+        )
     if rl.carry_over and recipe.rollout.sharded:
         yield (
             ("rl.carry_over", "rollout.sharded"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -171,25 +172,27 @@ def _rl(shared: Shared, state: TrainState, start: int, cursor: Mapping[str, Any]
     scoring = Scoring(settings.reward, Scorer(shared.graph, settings.microbatch_rows, settings.length, shared.mesh))
     if "scoring" in cursor:
         scoring.restore(cursor["scoring"])
-    return rl.train(
-        settings,
-        optimizing(shared, "rl"),
-        recipe.tasks,
-        shared.graph,
-        state,
-        shared.engine,
-        shared.chat,
-        curriculum,
-        sft_data,
-        shared.mesh,
-        key=jax.random.fold_in(jax.random.key(recipe.seed), 1),
-        start=start,
-        draws=cursor.get("draws", 0),
-        samples_per_step=recipe.run.samples_per_step,
-        scoring=scoring,
-        judging=make_judging(recipe, shared.chat, shared.mesh, shared.workdir),
-        flight=_flight(shared, curriculum, cursor.get("flight", ())),
-    )
+    flight = _flight(shared, curriculum, cursor.get("flight", ()))
+    with contextlib.closing(flight) if flight else contextlib.nullcontext():
+        yield from rl.train(
+            settings,
+            optimizing(shared, "rl"),
+            recipe.tasks,
+            shared.graph,
+            state,
+            shared.engine,
+            shared.chat,
+            curriculum,
+            sft_data,
+            shared.mesh,
+            key=jax.random.fold_in(jax.random.key(recipe.seed), 1),
+            start=start,
+            draws=cursor.get("draws", 0),
+            samples_per_step=recipe.run.samples_per_step,
+            scoring=scoring,
+            judging=make_judging(recipe, shared.chat, shared.mesh, shared.workdir),
+            flight=flight,
+        )
 
 
 def _flight(shared: Shared, curriculum: Curriculum, state: Sequence[Any]) -> Flight | None:
@@ -201,7 +204,16 @@ def _flight(shared: Shared, curriculum: Curriculum, state: Sequence[Any]) -> Fli
         raise UserError("rl.judge and rl.reward work with tasks of one turn and rl.carry_over=0 alone")
     if jax.process_count() > 1:
         raise UserError("worlds in tasks.names and rl.carry_over work in one process, and these are several")
-    flight = Flight(recipe.rl, recipe.episodes, recipe.tasks, shared.engine, shared.chat, curriculum, recipe.seed)
+    flight = Flight(
+        recipe.rl,
+        recipe.episodes,
+        recipe.tasks,
+        shared.engine,
+        shared.chat,
+        curriculum,
+        recipe.seed,
+        beside=recipe.rollout.beside,
+    )
     flight.restore(state)
     return flight
 

@@ -21,6 +21,7 @@ from posttrain_jax.environments import worlds
 from posttrain_jax.environments.agent import Seeds
 from posttrain_jax.errors import UserError
 from posttrain_jax.rollout.engine import Engine
+from posttrain_jax.rollout.loops import Looped, Resting
 from posttrain_jax.rollout.memory import Memory
 from posttrain_jax.rollout.request import Request
 from posttrain_jax.rollout.rounds import Rounds
@@ -73,6 +74,9 @@ class Flight:
 
     Where environments only compute, everything is a function of weights, draws and ``seed``. Between two steps all
     that matters is tokens: `state` saves them, and a run that is resumed goes on with the same bits.
+
+    ``beside`` the trainer, on an engine of other devices, sampling goes on while the trainer learns: nothing waits, and
+    nothing repeats bit for bit. What `state` saves is not lost then either.
     """
 
     def __init__(
@@ -84,17 +88,19 @@ class Flight:
         chat: Chat,
         curriculum: Curriculum,
         seed: int,
+        *,
+        beside: bool = False,
     ):
         self.settings, self.episodes, self.questions = settings, episodes, questions
         self.engine, self.chat, self.curriculum, self.seed = engine, chat, curriculum, seed
         self._groups: dict[int, Group] = {}
         self._rounds: Rounds | None = None
-        self._runner = asyncio.Runner()
-        self._budgets = budgets_of(settings)
+        self._loop = Looped() if beside else Resting()
+        self._beside, self._budgets = beside, budgets_of(settings)
 
     def close(self) -> None:
         """Gives up what is in flight."""
-        self._runner.close()
+        self._loop.close()
 
     def collect(self, weights: nnx.State, version: int, draws: int) -> Experience:
         """A step's experience; ``version`` counts the policies, ``draws`` the prompts drawn so far in the run.
@@ -103,7 +109,7 @@ class Flight:
           UserError: what `experience.draw` finds, or not one response could be graded.
           Exception: what an environment raises.
         """
-        return self._runner.run(self._collect(weights, version, draws))
+        return self._loop.run(self._collect(weights, version, draws))
 
     async def _collect(self, weights: nnx.State, version: int, draws: int) -> Experience:
         if self._rounds is None:
@@ -134,14 +140,18 @@ class Flight:
             groups = self._late(version) if enough else self._groups.values()
             waiting = [task for group in groups for task in group.tasks if not task.done()]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        await self._rounds.pause()
+        if not self._beside:
+            await self._rounds.pause()
         if not everything:
             raise UserError(f"not one of {ungraded} responses could be graded")
         return Experience(taken, everything, draws, -(-landed // settings.prompts), ungraded)
 
     def state(self) -> list[dict[str, Any]]:
         """The groups in flight, JSON-able; to be asked between two steps."""
-        begun = self._rounds.begun() if self._rounds else {}
+        return self._loop.run(self._state())
+
+    async def _state(self) -> list[dict[str, Any]]:
+        begun = await self._rounds.begun() if self._rounds else {}
         return [
             {
                 "number": group.number,

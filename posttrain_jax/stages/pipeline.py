@@ -23,7 +23,6 @@ from posttrain_jax.data import tasks
 from posttrain_jax.environments import worlds
 from posttrain_jax.errors import UserError
 from posttrain_jax.models.decoder import abstract, materialise
-from posttrain_jax.parallel.mesh import make_mesh
 from posttrain_jax.run import dump, report
 from posttrain_jax.run.checkpoint import Checkpointer
 from posttrain_jax.run.metrics import Recorder, write_json_atomic
@@ -33,7 +32,7 @@ from posttrain_jax.run.stop import EXIT_STOPPED, StopSignal
 from posttrain_jax.stages import catalogue, reward_model
 from posttrain_jax.stages.evaluation import Score, evaluate
 from posttrain_jax.stages.experience import sample
-from posttrain_jax.stages.setup import make_chat, make_engine, make_model
+from posttrain_jax.stages.setup import make_chat, make_engine, make_model, training_mesh
 from posttrain_jax.stages.step import Step, TrainState, abstract_state, fresh_state
 from posttrain_jax.stages.trained import newest_weights
 
@@ -86,7 +85,7 @@ class Run:
         self.stop, self.checkpointer = stop, checkpointer
         self.began = time.perf_counter()
         self.first_step_seconds: float | None = None
-        self.mesh = make_mesh(**dataclasses.asdict(recipe.mesh))
+        self.mesh = training_mesh(recipe)
         self.chat = make_chat(recipe)
         records = catalogue.sources(recipe)  # before anything is computed: a broken line is told at once
         self.engine = make_engine(recipe, self.chat, mesh=self.mesh)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -13,6 +15,7 @@ from posttrain_jax.chat import tokenizer as tokenizers
 from posttrain_jax.chat.format import Chat
 from posttrain_jax.errors import UserError
 from posttrain_jax.models.decoder import Decoder
+from posttrain_jax.parallel.mesh import make_mesh
 from posttrain_jax.rollout.decode import Limits
 from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.run.recipe import Recipe
@@ -54,8 +57,26 @@ def make_engine(
         repetition_probability=recipe.rl.repetition_probability,
     )
     limits = Limits(**{**limits, **overrides})
-    shared = mesh if recipe.rollout.sharded else None
-    return Engine(recipe.model, limits, banks=banks, compute_dtype=recipe.precision.compute, mesh=shared)
+    shared, apart = mesh if recipe.rollout.sharded else None, jax.devices()[-1] if recipe.rollout.beside else None
+    compute = recipe.precision.compute
+    return Engine(recipe.model, limits, banks=banks, compute_dtype=compute, mesh=shared, device=apart)
+
+
+def training_mesh(recipe: Recipe) -> Mesh:
+    """The recipe's mesh over the devices that train.
+
+    Raises:
+      UserError: one of them is to sample beside the others, and there is no other, or there are several processes.
+    """
+    devices = jax.devices()
+    if recipe.rollout.beside:
+        if jax.process_count() > 1 or len(devices) < 2:
+            raise UserError(
+                f"rollout.beside=True needs two devices or more in one process; there are {len(devices)} in"
+                f" {jax.process_count()}"
+            )
+        devices = devices[:-1]
+    return make_mesh(**dataclasses.asdict(recipe.mesh), devices=devices)
 
 
 def make_model(recipe: Recipe) -> Callable[[], Decoder]:

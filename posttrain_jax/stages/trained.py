@@ -12,11 +12,10 @@ from flax import nnx
 from posttrain_jax.chat.format import Chat
 from posttrain_jax.errors import UserError
 from posttrain_jax.models.decoder import abstract
-from posttrain_jax.parallel.mesh import make_mesh
 from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.run.checkpoint import Checkpointer, Restored
 from posttrain_jax.run.recipe import Recipe
-from posttrain_jax.stages.setup import make_chat, make_engine, make_model
+from posttrain_jax.stages.setup import make_chat, make_engine, make_model, training_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,7 @@ def load(recipe: Recipe, workdir: Path, log: Callable[[str], Any] = print, **lim
       UserError: there is no checkpoint, or only damaged ones.
     """
     chat = make_chat(recipe)
-    mesh = make_mesh(**dataclasses.asdict(recipe.mesh))
+    mesh = training_mesh(recipe)
     _, weights = abstract(make_model(recipe), mesh)
     restored = newest_weights(workdir, weights, log)
     engine = make_engine(recipe, chat, mesh=mesh, **limits)

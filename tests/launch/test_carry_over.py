@@ -39,3 +39,14 @@ def test_killed_with_responses_under_way_it_ends_the_same(launcher, tmp_path):
     assert (broken / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
     assert (broken / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
     assert any(any(m["begun"] for group in flight for m in group["memories"]) for flight in carried)
+
+
+@pytest.mark.slow
+def test_one_device_samples_while_the_other_trains(launcher, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    apart = [*SETTINGS, "--config.rollout.beside=True", "--config.rollout.banks=1"]
+    ended = launcher.train(tmp_path, *apart)
+    assert ended.returncode == 0, ended.stderr
+    steps = lines(tmp_path)
+    assert [line["step"] for line in steps] == list(range(1, 9))
+    assert all(line["mismatch"] < 1e-3 for line in steps if line["groups"])

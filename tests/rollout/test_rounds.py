@@ -100,7 +100,7 @@ def test_what_is_under_way_goes_on_under_the_next_weights_and_says_so(engine, we
         tasks = [asyncio.create_task(rounds.complete(request)) for request in asked]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         await rounds.pause()
-        begun = [part for part in rounds.begun().values() if part is not None]
+        begun = [part for part in (await rounds.begun()).values() if part is not None]
         assert begun and all(len(part.tokens) for part in begun)
         await rounds.update_weights(newer, 1)
         return await asyncio.gather(*tasks), begun
@@ -137,7 +137,7 @@ def test_memories_begin_again_where_they_were(engine, weights, newer):
         tasks = [asyncio.create_task(talk(rounds, range(4, 6 + n), 1 + 2 * n, m)) for n, m in enumerate(memories)]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         await rounds.pause()
-        begun = rounds.begun()
+        begun = await rounds.begun()
         saved = [memory.state(begun) for memory in memories]
         await rounds.update_weights(newer, 1)
         return [[bits(a) for a in said] for said in await asyncio.gather(*tasks)], saved
@@ -164,7 +164,7 @@ def test_a_caller_that_gives_up_frees_its_slot(engine, weights, asked):
         await asyncio.sleep(0)
         task.cancel()
         answer = await other
-        assert not rounds.begun()
+        assert not await rounds.begun()
         return answer
 
     assert asyncio.run(given_up()).tokens.tolist() == alone(engine, weights, asked[0]).tokens.tolist()

@@ -43,7 +43,7 @@ def policies(engine, make_model):
     return [engine.load(jax.tree.map(lambda x, s=s: x * (1 + 0.05 * s), state)) for s in range(4)]
 
 
-def flown(engine, chat, policies, settings=SETTINGS, *, saved_after=None, names=NAMES):
+def flown(engine, chat, policies, settings=SETTINGS, *, saved_after=None, names=NAMES, beside=False):
     """The experience of each step; after ``saved_after`` steps everything is saved and made anew."""
 
     def fresh():
@@ -51,7 +51,7 @@ def flown(engine, chat, policies, settings=SETTINGS, *, saved_after=None, names=
 
     curriculum = fresh()
     episodes = Episodes(turns=3)
-    flight = Flight(settings, episodes, Tasks(names=names), engine, chat, curriculum, seed=5)
+    flight = Flight(settings, episodes, Tasks(names=names), engine, chat, curriculum, seed=5, beside=beside)
     draws, found = 0, []
     for step, weights in enumerate(policies):
         experience = flight.collect(weights, step, draws)
@@ -62,7 +62,7 @@ def flown(engine, chat, policies, settings=SETTINGS, *, saved_after=None, names=
             flight.close()
             curriculum = fresh()
             curriculum.restore(saved["curriculum"])
-            flight = Flight(settings, episodes, Tasks(names=names), engine, chat, curriculum, seed=5)
+            flight = Flight(settings, episodes, Tasks(names=names), engine, chat, curriculum, seed=5, beside=beside)
             flight.restore(saved["flight"])
     flight.close()
     return found
@@ -110,6 +110,18 @@ def test_saved_and_begun_again_it_goes_on_bit_for_bit(engine, chat, policies, st
     again = flown(engine, chat, policies, saved_after=saved_after)
     assert [bits(step) for step in again] == [bits(step) for step in steps]
     assert [statistics(step) for step in again] == [statistics(step) for step in steps]
+
+
+def test_beside_the_trainer_steps_are_full_too(engine, chat, make_model):
+    """On a device of its own, and nothing in flight is lost where it is saved and begun again."""
+    apart = Engine(engine.arch, engine.limits, device=jax.devices()[-1])
+    policies = [apart.load(nnx.state(make_model(engine.arch)))] * 4
+    assert {array.device for array in jax.tree.leaves(policies[0])} == {jax.devices()[-1]}
+    found = flown(apart, chat, policies, saved_after=1, beside=True)
+    assert [len(step.groups) for step in found] == [2] * 4
+    assert {age for version, step in enumerate(found) for age in ages(step, version)} <= {0, 1}
+    everything = [t.problem.index for step in found for t in step.everything[::3]]
+    assert len(set(everything)) == len(everything)
 
 
 def test_episodes_of_a_world_fly_beside_answers(arch, chat, make_model):
