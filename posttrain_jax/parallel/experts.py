@@ -8,7 +8,8 @@ Three forms of one function, all dropless:
 * "fetch": tokens stay, and every device takes in all matrices, as FSDP has it. For many tokens: matrices do not wait
   for what came before, so they can travel while the layer's attention runs, and lopsided routing costs nothing.
 
-Inside an expert the inner width lies over "tensor". What other axes part, whole matrices as a rule, is gathered.
+Inside an expert the inner width lies over "tensor"; for decoding also over axes that part tokens, which then take in each
+other's. What other axes part, whole matrices as a rule, is gathered.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def experts(
     outward = place.spec(("expert", "expert_ffn", "embed"), down.shape)
     stored, inner = along(inward, 0), along(inward, 2)
     split = along(tokens, 0) + along(tokens, 1)
+    joined, alike = tuple(a for a in inner if a in split), tuple(a for a in inner if a not in split)
     over = tuple(a for a in stored if a in place.rules["routed"])
     slots = chosen.size // place.size(split)
     fetch = set(over) <= set(split) and _fetched(place.exchange.form, slots, gate.shape[0])
@@ -53,6 +55,7 @@ def experts(
 
     def local(x, chosen, weights, gate, up, down):
         flat = _flat(x), _turned(_flat(chosen), sizes, gate.shape[0]), _flat(weights)
+        flat = _taken_in(flat, joined)
         gate, up = (whole(whole(w, along(inward, 1), 1), fetched[::-1], 0) for w in (gate, up))
         down = whole(whole(down, along(outward, 2), 2), fetched[::-1], 0)
         if not over:
@@ -61,7 +64,9 @@ def experts(
             y = exchanged_experts(*flat, gate, up, down, axis_name=over[0], exchange=place.exchange)
         else:
             y = _gathered_experts(*flat, gate, up, down, over, shared, apart)
-        return summed(y, inner).reshape(x.shape)
+        y = summed(y, alike)
+        y = jax.lax.psum_scatter(y, joined, tiled=True) if joined else y
+        return y.reshape(x.shape)
 
     run = jax.shard_map(
         local,
@@ -103,10 +108,14 @@ def _turned(chosen, sizes, own):
     return place * own + chosen % own
 
 
+def _taken_in(arrays, names):
+    """Rows of all devices along these axes."""
+    return [jax.lax.all_gather(x, names, tiled=True) for x in arrays] if names else arrays
+
+
 def _gathered_experts(tokens, chosen, weights, gate, up, down, over, shared, apart):
     """Own experts over all tokens of the group; ``shared`` axes split tokens too, ``apart`` ones hold copies."""
-    if shared:
-        tokens, chosen, weights = (jax.lax.all_gather(y, shared, tiled=True) for y in (tokens, chosen, weights))
+    tokens, chosen, weights = _taken_in((tokens, chosen, weights), shared)
     own = chosen - jax.lax.axis_index(over) * len(gate)
     own = jnp.where((own >= 0) & (own < len(gate)), own, len(gate))
     y = expert_ffn(tokens, own, weights, gate, up, down)
