@@ -8,8 +8,8 @@ Three forms of one function, all dropless:
 * "fetch": tokens stay, and every device takes in all matrices, as FSDP has it. For many tokens: matrices do not wait
   for what came before, so they can travel while the layer's attention runs, and lopsided routing costs nothing.
 
-Inside an expert the inner width lies over "tensor"; for decoding also over axes that part tokens, which then take in each
-other's. What other axes part, whole matrices as a rule, is gathered.
+Inside an expert the inner width lies over "tensor"; for decoding also over axes that part tokens, which then take in
+each other's. What other axes part, whole matrices as a rule, is gathered.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ TRAIN: Rules = {
     "norm": (),
 }
 
-# Decoding: a token meets every weight, so none is gathered. Experts lie apart as far as they go, then their inner width;
-# the rest in copies. Rows are not cut, so they lie over "context" too.
+# Decoding: a token meets every weight, so none is gathered. Experts lie apart as far as they go, then their inner
+# width; the rest in copies. Rows are not cut, so they lie over "context" too.
 APART = ("expert", "fsdp", "context", "data")
 SAMPLE: Rules = {
     **TRAIN,
@@ -97,8 +97,8 @@ def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, rules
     """The partition of an array whose axes carry these names.
 
     A mesh axis splits one axis of an array, the first that asks for it: the experts' own "embed" is left with what
-    "expert" has not taken. Of the mesh axes of a rule, the last are given up until the rest divide the axis evenly; those
-    that cut an expert's inner width beyond "tensor", also until whole lanes are left.
+    "expert" has not taken. Of the mesh axes of a rule, the last are given up until the rest divide the axis evenly;
+    those that cut an expert's inner width beyond "tensor", also until whole lanes are left.
     """
     parts, taken = [], set()
     for name, size in zip(axes, shape, strict=True):
