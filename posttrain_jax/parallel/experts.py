@@ -23,7 +23,7 @@ from pallas_kernels.backends import device_form
 from posttrain_jax.parallel.placement import along, current, summed, whole
 from posttrain_jax.parallel.rounds import exchanged_experts
 
-FEW_TOKENS = 4096  # of a group, up to which a gather costs less than rounds of an exchange
+FEW_TOKENS = 2048  # of a group, up to which a gather costs less than rounds of an exchange
 MANY_SLOTS = 512  # of a device for each expert, from which matrices are less to send than tokens, on a torus
 
 

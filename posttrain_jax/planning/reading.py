@@ -6,7 +6,6 @@ import dataclasses
 import math
 import re
 import resource
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -65,12 +64,13 @@ def read_program(recipe: Recipe, part: Slice, name: str, keep: Path | None = Non
         lowered = run.trace(*program.arguments).lower(lowering_platforms=("tpu",))
         sizes = {label: _bytes(tree) for label, tree in program.parts.items()}
         try:
-            compiled, text = _compiled(lowered)
+            compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or "hbm" not in str(error).lower():
                 raise ValueError(f"the TPU compiler refuses {name}: {_first_line(error)}") from error
             memory = _refused(sizes, _bytes(program.gradients), str(error))
             return Reading(False, memory, {}, [], [], _first_line(error), *_cost(start))
+    text = compiled.as_text()
     if keep:
         keep.write_text(text)
     layout = Layout(dict(mesh.shape), part, np.array([d.coords[: len(part.shape)] for d in mesh.devices.flatten()]))
@@ -84,14 +84,6 @@ def read_program(recipe: Recipe, part: Slice, name: str, keep: Path | None = Non
     memory = _memory(sizes, program, compiled.memory_analysis())
     ordered = sorted(rows, key=lambda row: -row["seconds"])
     return Reading(True, memory, told, ordered, longest, "", *_cost(start))
-
-
-def _compiled(lowered: Any) -> tuple[Any, str]:
-    """The program, and its text as the compiler itself writes it: jaxlib cannot read back all that libtpu knows."""
-    with tempfile.TemporaryDirectory() as folder:
-        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-        (text,) = Path(folder).glob("*.after_codegen.txt")
-        return compiled, text.read_text()
 
 
 def _cost(start: float) -> tuple[float, float]:
