@@ -54,8 +54,8 @@ def experts(
     sizes = tuple(place.mesh.shape[a] for a in fetched)
 
     def local(x, chosen, weights, gate, up, down):
-        flat = _flat(x), _turned(_flat(chosen), sizes, gate.shape[0]), _flat(weights)
-        flat = _taken_in(flat, joined)
+        numbered = _turned(_flat(chosen), sizes, gate.shape[0])
+        flat = _taken_in(_flat(x), joined), _taken_in(numbered, joined), _taken_in(_flat(weights), joined)
         gate, up = (whole(whole(w, along(inward, 1), 1), fetched[::-1], 0) for w in (gate, up))
         down = whole(whole(down, along(outward, 2), 2), fetched[::-1], 0)
         if not over:
@@ -108,14 +108,14 @@ def _turned(chosen, sizes, own):
     return place * own + chosen % own
 
 
-def _taken_in(arrays, names):
+def _taken_in(rows, names):
     """Rows of all devices along these axes."""
-    return [jax.lax.all_gather(x, names, tiled=True) for x in arrays] if names else arrays
+    return jax.lax.all_gather(rows, names, tiled=True) if names else rows
 
 
 def _gathered_experts(tokens, chosen, weights, gate, up, down, over, shared, apart):
     """Own experts over all tokens of the group; ``shared`` axes split tokens too, ``apart`` ones hold copies."""
-    tokens, chosen, weights = _taken_in((tokens, chosen, weights), shared)
+    tokens, chosen, weights = (_taken_in(y, shared) for y in (tokens, chosen, weights))
     own = chosen - jax.lax.axis_index(over) * len(gate)
     own = jnp.where((own >= 0) & (own < len(gate)), own, len(gate))
     y = expert_ffn(tokens, own, weights, gate, up, down)
