@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "minimax_m2.py"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "transformers", "trl")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "transformers", "trl", "libtpu")
 PACKAGES += ("triton", "flash-linear-attention", "tokamax", "jax-cuda12-plugin", "jax-cuda13-plugin")
 sys.path.insert(0, str(ROOT / "launch"))
 

@@ -1,11 +1,11 @@
 """What does a chip send in a step of SFT as slices grow, rows growing with them? On paper: no TPU is needed.
 
 MiniMax-M2's step, a row of the recipe's length on each chip, goes through the real TPU compiler for slices of v5p from
-64 to 1,024 chips, and the collectives of what it made are added up. Few layers stand for all: they are turns of one
-loop, so what a layer sends is the same in each, and two depths tell it apart from what embedding, head and optimizer
-send. Compiled, not measured.
+64 to 1,024 chips, and the collectives of what it made are added up, those of a layer as often as there are layers.
+Collectives run beside nothing (`precision.overlap=False`), which changes when they run and not what they send. On 64
+chips the step is told not to fit; what it sends is known all the same. Compiled, not measured.
 
-    python benchmarks/weak_scaling.py [--slices=v5p:4x4x4,v5p:4x4x8] [--layers=6,12]
+    python benchmarks/weak_scaling.py [--slices=v5p:4x4x4,v5p:4x4x8]
 """
 
 from __future__ import annotations
@@ -23,33 +23,35 @@ COLOURS = ("#1f4e79", "#e59866", "#58a55c", "#b7a3c9", "#8d6e63", "#757575")
 
 
 def main() -> None:
-    """Plans each slice at each depth, keeps the numbers as they come, and draws them."""
+    """Plans each slice, keeps the numbers as they come, and draws them."""
     parser = measure.parser(__doc__, "weak_scaling")
     parser.add_argument("--slices", default=SLICES)
-    parser.add_argument("--layers", default="6,12", help="two depths")
     options = parser.parse_args()
     measure.start(cores=2)
     from posttrain_jax.planning import plan
     from posttrain_jax.planning.chips import read_slice
 
     rows = []
-    shallow, deep = map(int, options.layers.split(","))
     for name in options.slices.split(","):
         part = read_slice(name)
-        chips, sent = part.chips, {}
-        for layers in (shallow, deep):
-            settings = f"mesh.fsdp={chips // EXPERT} sft.rows={chips} sft.microbatch_rows={chips} model.layers={layers}"
-            recipe = plan.check(measure.recipe("full", *settings.split()), part)
-            told = plan.make(recipe, part, ["sft"], log=lambda line: print(line, file=sys.stderr, flush=True))
-            sent[layers] = _by_kind(told["programs"][0]["collectives"])
-        rows.append(_whole(chips, name, sent, shallow, deep, measure.recipe("full").model.layers))
+        chips = part.chips
+        settings = (
+            *(f"mesh.fsdp={chips // EXPERT}", f"sft.rows={chips}", f"sft.microbatch_rows={chips}"),
+            "precision.overlap=False",
+        )
+        recipe = plan.check(measure.recipe("full", *settings), part)
+        told = plan.make(recipe, part, ["sft"], log=lambda line: print(line, file=sys.stderr, flush=True))
+        (step,) = told["programs"]
+        kinds = _by_kind(step["collectives"])
+        rows.append({"topology": name, "chips": chips, "kinds": kinds, "step": sum(kinds.values())})
+        rows[-1] |= {key: step[key] for key in ("seconds", "mfu", "memory_total", "compile_seconds", "rooflines")}
         numbers = {"measured": False, "recipe": dataclasses.asdict(measure.recipe("full").mesh), "slices": rows}
         measure.write(options.output, numbers)
         options.output.with_suffix(".svg").write_text(svg(rows))
     measure.show(
         "sent by a chip in a step of SFT",
-        ("chips", "GB a layer", "GB beside", "GB in all"),
-        [(r["chips"], f"{r['layer'] / 1e9:.2f}", f"{r['beside'] / 1e9:.2f}", f"{r['step'] / 1e9:.1f}") for r in rows],
+        ("chips", "GB", "seconds of links alone", "seconds of the step", "MFU"),
+        [(r["chips"], r["step"] / 1e9, r["rooflines"]["ici"], r["seconds"], r["mfu"]) for r in rows],
     )
 
 
@@ -62,20 +64,9 @@ def _by_kind(collectives):
     return found
 
 
-def _whole(chips, name, sent, shallow, deep, layers):
-    """Of the whole model: bytes(L) = beside + L · layer, from two depths."""
-    kinds = {}
-    for kind in sent[shallow].keys() | sent[deep].keys():
-        few, many = sent[shallow].get(kind, 0.0), sent[deep].get(kind, 0.0)
-        layer = (many - few) / (deep - shallow)
-        kinds[kind] = {"layer": layer, "beside": few - shallow * layer, "step": few + (layers - shallow) * layer}
-    sums = {what: sum(row[what] for row in kinds.values()) for what in ("layer", "beside", "step")}
-    return {"topology": name, "chips": chips, "compiled": sent, "kinds": kinds, **sums}
-
-
 def svg(rows: list[dict]) -> str:
     """Gigabytes a chip sends in a step, stacked by collective, against chips."""
-    totals = {kind: sum(row["kinds"].get(kind, {"step": 0.0})["step"] for row in rows) for kind in _kinds(rows)}
+    totals = {kind: sum(row["kinds"].get(kind, 0.0) for row in rows) for kind in _kinds(rows)}
     shown = sorted(totals, key=lambda kind: -totals[kind])[: len(COLOURS)]
     most = max(row["step"] for row in rows) * 1.1
     parts = [
@@ -88,7 +79,7 @@ def svg(rows: list[dict]) -> str:
     for place, row in enumerate(rows):
         x, top = LEFT + place * step + step / 4, float(TOP + HEIGHT)
         for kind, colour in zip(shown, COLOURS, strict=False):
-            height = max(row["kinds"].get(kind, {"step": 0.0})["step"], 0.0) / most * HEIGHT
+            height = max(row["kinds"].get(kind, 0.0), 0.0) / most * HEIGHT
             top -= height
             parts.append(
                 f'<rect x="{x:.0f}" y="{top:.1f}" width="{step / 2:.0f}" height="{height:.1f}" fill="{colour}"/>'

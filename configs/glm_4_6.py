@@ -93,11 +93,11 @@ def full() -> ConfigDict:
     c.sft.optimizer.warmup_steps = 100
 
     c.rollout.sharded = True
-    c.rollout.slots = 32
+    c.rollout.slots = 256
     c.rollout.max_prompt = 2048
     c.rollout.max_response = 63488
     c.rollout.decode_chunk = 64
-    c.rollout.prefill_batch = 32
+    c.rollout.prefill_batch = 256
 
     c.rl.steps = 1000
     c.rl.prompts = 128

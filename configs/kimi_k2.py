@@ -94,11 +94,11 @@ def full() -> ConfigDict:
     c.sft.optimizer.warmup_steps = 100
 
     c.rollout.sharded = True
-    c.rollout.slots = 1024
+    c.rollout.slots = 4096
     c.rollout.max_prompt = 2048
     c.rollout.max_response = 14336
     c.rollout.decode_chunk = 64
-    c.rollout.prefill_batch = 256
+    c.rollout.prefill_batch = 512
 
     c.rl.steps = 1000
     c.rl.prompts = 256

@@ -8,7 +8,8 @@ Three forms of one function, all dropless:
 * "fetch": tokens stay, and every device takes in all matrices, as FSDP has it. For many tokens: matrices do not wait
   for what came before, so they can travel while the layer's attention runs, and lopsided routing costs nothing.
 
-Inside an expert the inner width lies over "tensor". What other axes part, whole matrices as a rule, is gathered.
+Inside an expert the inner width lies over "tensor"; for decoding also over axes that part tokens, which then take in
+each other's. What other axes part, whole matrices as a rule, is gathered.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pallas_kernels.backends import device_form
 from posttrain_jax.parallel.placement import along, current, summed, whole
 from posttrain_jax.parallel.rounds import exchanged_experts
 
-FEW_TOKENS = 4096  # of a group, up to which a gather costs less than rounds of an exchange
+FEW_TOKENS = 2048  # of a group, up to which a gather costs less than rounds of an exchange
 MANY_SLOTS = 512  # of a device for each expert, from which matrices are less to send than tokens, on a torus
 
 
@@ -43,6 +44,7 @@ def experts(
     outward = place.spec(("expert", "expert_ffn", "embed"), down.shape)
     stored, inner = along(inward, 0), along(inward, 2)
     split = along(tokens, 0) + along(tokens, 1)
+    joined, alike = tuple(a for a in inner if a in split), tuple(a for a in inner if a not in split)
     over = tuple(a for a in stored if a in place.rules["routed"])
     slots = chosen.size // place.size(split)
     fetch = set(over) <= set(split) and _fetched(place.exchange.form, slots, gate.shape[0])
@@ -52,7 +54,8 @@ def experts(
     sizes = tuple(place.mesh.shape[a] for a in fetched)
 
     def local(x, chosen, weights, gate, up, down):
-        flat = _flat(x), _turned(_flat(chosen), sizes, gate.shape[0]), _flat(weights)
+        numbered = _turned(_flat(chosen), sizes, gate.shape[0])
+        flat = _taken_in(_flat(x), joined), _taken_in(numbered, joined), _taken_in(_flat(weights), joined)
         gate, up = (whole(whole(w, along(inward, 1), 1), fetched[::-1], 0) for w in (gate, up))
         down = whole(whole(down, along(outward, 2), 2), fetched[::-1], 0)
         if not over:
@@ -61,7 +64,9 @@ def experts(
             y = exchanged_experts(*flat, gate, up, down, axis_name=over[0], exchange=place.exchange)
         else:
             y = _gathered_experts(*flat, gate, up, down, over, shared, apart)
-        return summed(y, inner).reshape(x.shape)
+        y = summed(y, alike)
+        y = jax.lax.psum_scatter(y, joined, tiled=True) if joined else y
+        return y.reshape(x.shape)
 
     run = jax.shard_map(
         local,
@@ -103,10 +108,14 @@ def _turned(chosen, sizes, own):
     return place * own + chosen % own
 
 
+def _taken_in(rows, names):
+    """Rows of all devices along these axes."""
+    return jax.lax.all_gather(rows, names, tiled=True) if names else rows
+
+
 def _gathered_experts(tokens, chosen, weights, gate, up, down, over, shared, apart):
     """Own experts over all tokens of the group; ``shared`` axes split tokens too, ``apart`` ones hold copies."""
-    if shared:
-        tokens, chosen, weights = (jax.lax.all_gather(y, shared, tiled=True) for y in (tokens, chosen, weights))
+    tokens, chosen, weights = (_taken_in(y, shared) for y in (tokens, chosen, weights))
     own = chosen - jax.lax.axis_index(over) * len(gate)
     own = jnp.where((own >= 0) & (own < len(gate)), own, len(gate))
     y = expert_ffn(tokens, own, weights, gate, up, down)

@@ -38,9 +38,20 @@ TRAIN: Rules = {
     "norm": (),
 }
 
-# Decoding: a token meets every weight, so none is gathered. Experts lie apart as far as they go, the rest in copies.
+# Decoding: a token meets every weight, so none is gathered. Experts lie apart as far as they go, then their inner
+# width; the rest in copies. Rows are not cut, so they lie over "context" too.
 APART = ("expert", "fsdp", "context", "data")
-SAMPLE: Rules = {**TRAIN, "length": (), "embed": (), "rank": (), "expert": APART, "routed": APART}
+SAMPLE: Rules = {
+    **TRAIN,
+    "batch": (*TRAIN["batch"], "context"),
+    "length": (),
+    "embed": (),
+    "rank": (),
+    "expert": APART,
+    "routed": APART,
+    "expert_ffn": ("tensor", "context", "fsdp", "data"),
+}
+LANES = 128  # what kernels on a TPU want an expert's inner width to be a multiple of
 
 
 def make_mesh(
@@ -86,12 +97,14 @@ def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, rules
     """The partition of an array whose axes carry these names.
 
     A mesh axis splits one axis of an array, the first that asks for it: the experts' own "embed" is left with what
-    "expert" has not taken. Of the mesh axes of a rule, the last are given up until the rest divide the axis evenly.
+    "expert" has not taken. Of the mesh axes of a rule, the last are given up until the rest divide the axis evenly;
+    those that cut an expert's inner width beyond "tensor", also until whole lanes are left.
     """
     parts, taken = [], set()
     for name, size in zip(axes, shape, strict=True):
         over = [a for a in (rules[name] if name is not None else ()) if mesh.shape[a] > 1 and a not in taken]
-        while over and size % math.prod(mesh.shape[a] for a in over):
+        grain = LANES if name == "expert_ffn" else 1
+        while over and size % (math.prod(mesh.shape[a] for a in over) * (1 if over[-1] == "tensor" else grain)):
             over.pop()
         taken.update(over)
         parts.append(None if not over else over[0] if len(over) == 1 else tuple(over))

@@ -71,6 +71,19 @@ def test_values_and_gradients(name, form, routing):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.parametrize("form", ["gather", "rounds of 3"])
+def test_six_experts_cut_over_all_eight_devices_give_the_same(form):
+    """As for decoding: six do not divide over eight, so their inner widths are cut, also where tokens lie apart."""
+    x, chosen, shares, *_ = arrays("random")
+    mesh = meshes.make_mesh(fsdp=2, expert=2, context=2)
+    rng = np.random.default_rng(3)
+    shapes = [(6, HIDDEN, 512)] * 2 + [(6, 512, HIDDEN)]
+    matrices = [jnp.asarray(rng.normal(size=shape) / 16, jnp.float32) for shape in shapes]
+    run = jax.jit(placement.on(mesh, meshes.SAMPLE, FORMS[form])(experts))
+    expected = expert_ffn_definition(flat(x), flat(chosen % 6), flat(shares), *matrices).reshape(x.shape)
+    np.testing.assert_allclose(run(x, chosen % 6, shares, *matrices), expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_the_number_of_rounds_is_that_of_the_fullest_pair_on_every_device():
     mesh = meshes.make_mesh(expert=4, devices=jax.devices()[:4])
     rng = np.random.default_rng(2)

@@ -173,6 +173,16 @@ def test_a_mesh_axis_splits_one_axis_the_first_that_asks():
     assert meshes.spec(names, (4, 8, 8), mesh, meshes.SAMPLE) == P(("expert", "fsdp"))
 
 
+def test_experts_that_are_too_few_are_cut_in_whole_lanes_for_decoding():
+    mesh = meshes.make_mesh(fsdp=2, expert=2, context=2)
+    names = ("expert", "embed", "expert_ffn")
+    assert meshes.spec(names, (6, 8, 512), mesh, meshes.SAMPLE) == P("expert", None, ("context", "fsdp"))
+    assert meshes.spec(names, (6, 8, 256), mesh, meshes.SAMPLE) == P("expert", None, "context")
+    assert meshes.spec(names, (6, 8, 192), mesh, meshes.SAMPLE) == P("expert")
+    mesh = meshes.make_mesh(fsdp=2, expert=2, tensor=2)
+    assert meshes.spec(names, (6, 8, 192), mesh, meshes.SAMPLE) == P("expert", None, "tensor")
+
+
 class _Device:
     """A device of a slice, as far as a mesh looks at it."""
 

@@ -1,20 +1,25 @@
 """Programs for a slice of TPUs through the real TPU compiler: what they hold, and what they send."""
 
+import dataclasses
 import importlib.util
 import os
 
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from pallas_kernels import tiles, tpu_compiler
-from posttrain_jax.models import minimax_m2
+from posttrain_jax.models import kimi_k2, minimax_m2
+from posttrain_jax.models.decoder import Decoder, abstract
 from posttrain_jax.parallel import mesh as meshes
 from posttrain_jax.parallel import placement
 from posttrain_jax.parallel.attention import segment_attention
 from posttrain_jax.parallel.experts import experts
 from posttrain_jax.parallel.overlap import compiler_options
 from posttrain_jax.planning import hlo
+from posttrain_jax.rollout.decode import Limits
+from posttrain_jax.rollout.engine import Engine
 
 pytestmark = pytest.mark.skipif(
     not (importlib.util.find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH")),
@@ -53,6 +58,22 @@ def test_experts_of_m2_are_exchanged_in_rounds():
     assert "tpu_custom_call" in text
     matrices, slots = 3 * number // 4 * width * inner * 2, 4096 * top_k * width * 2
     assert memory.temp_size_in_bytes < matrices + 8 * slots
+
+
+def test_experts_of_kimi_k2_go_to_the_sampler_in_even_parts():
+    """384 experts do not divide over 512 chips, yet none holds more than its part; nor is a matrix whole on the way."""
+    arch = dataclasses.replace(kimi_k2.INSTRUCT, layers=2)
+    mesh = meshes.make_mesh(fsdp=8, expert=32, context=2, devices=tpu_compiler.devices("v5p:8x8x8"))
+    limits = Limits(slots=512, max_prompt=128, max_response=128, decode_chunk=4, prefill_batch=512, stop_tokens=(0,))
+    engine = Engine(arch, limits, compute_dtype="bfloat16", mesh=mesh)
+    _, weights = abstract(lambda: Decoder(arch, rngs=nnx.Rngs(0)), mesh)
+    load, arguments = engine.programs(weights, mesh)["transfer"]
+    text, memory = compiled(load, *arguments)
+    routed = 3 * arch.experts * arch.hidden * arch.expert_ffn
+    rest = arch.parameters - routed  # in copies, the head in float32
+    assert memory.output_size_in_bytes < 2 * (routed / mesh.size + rest + arch.hidden * arch.vocab) * 1.02
+    assert memory.temp_size_in_bytes < 2 * routed / mesh.shape["expert"]
+    assert "all-to-all" in text
 
 
 def test_matrices_that_are_fetched_travel_beside_a_kernel():
