@@ -203,9 +203,9 @@ class Engine:
             for _, completion in bank.poll():
                 yield completion.tokens[given:], completion.finish
                 return
-            new = next(tokens for tokens, _ in bank.so_far().values())[given:]
-            given += len(new)
-            yield new, None
+            for tokens, _ in bank.so_far().values():
+                yield tokens[given:], None
+                given = len(tokens)
 
     def banks_for(self, weights: nnx.State) -> int:
         """How many banks serve these weights at once: one where they lie on several devices."""
