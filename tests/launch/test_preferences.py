@@ -33,7 +33,8 @@ def test_rewards_come_from_the_trained_model_and_a_kill_changes_nothing(launcher
     assert [line["pairs"] > 0 for line in found if line["stage"] == "reward_model"] == [True] * 12
 
     def learning():
-        return any(line["stage"] == "reward_model" and line["step"] >= 6 for line in lines(other))
+        saved = any(int(one.name) > 8 for one in (other / "checkpoints").glob("*[0-9]"))
+        return saved and any(line["stage"] == "reward_model" and line["step"] >= 6 for line in lines(other))
 
     killed = launcher.interrupt(other, signal.SIGKILL, learning, *MORE)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

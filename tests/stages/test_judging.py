@@ -62,7 +62,7 @@ def longer(question, a, b):
 
 def group_of(*answers, correct=("7",)):
     problem = tasks.Problem("gcd", 0, 0, "What?", "7", "because", {})
-    verdicts = [Verdict(answer, answer in correct, True, float(answer in correct)) for answer in answers]
+    verdicts = [Verdict(float(answer in correct), answer in correct, answer=answer) for answer in answers]
     return [Trajectory(problem, [1], None, {}, verdict, verdict.reward) for verdict in verdicts]
 
 
