@@ -27,12 +27,14 @@ class World:
       question: what the episode of a level and seed asks, in words; it decides the split.
       demonstrate: a rewarded episode of a level and seed, as a record of `data.sources`; None if nobody can.
       highest: level.
+      canary: an environment of a level that asks the same and that no honest answer solves; see `rewards.alarm`.
     """
 
     make: Callable[[int], Environment]
     question: Callable[[int, int], str]
     demonstrate: Callable[[int, int], Coroutine[Any, Any, dict[str, Any]]] | None = None
     highest: int = 0
+    canary: Callable[[int], Environment] | None = None
 
 
 WORLDS: dict[str, World] = {
@@ -62,6 +64,11 @@ def world(name: str) -> World:
 def is_world(name: str) -> bool:
     """Whether a task is played in an environment, and not answered at once."""
     return name in WORLDS or ":" in name
+
+
+def has_canaries(name: str) -> bool:
+    """Whether a task can be asked so that no honest answer solves it."""
+    return is_world(name) and world(name).canary is not None
 
 
 def problem(name: str, level: int, index: int, split: str = "train", seed: int = 0) -> Problem:
@@ -106,4 +113,7 @@ def heldout(names: Sequence[str], max_level: int, count: int, seed: int) -> list
 
 def environment(asked: Problem) -> Environment:
     """The environment in which a problem of a world is played; `reset` it with ``entry["seed"]``."""
-    return world(asked.task).make(asked.level)
+    place = world(asked.task)
+    if asked.canary and place.canary is None:
+        raise ValueError(f"world {asked.task!r} has no canaries")
+    return (place.canary if asked.canary and place.canary else place.make)(asked.level)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+from posttrain_jax.environments.environment import EnvironmentFailure
 from posttrain_jax.environments.tools.runner import Outcome
 from posttrain_jax.errors import UserError
 from posttrain_jax.rewards.sandbox.program import MIB, Limits, Program
@@ -26,7 +27,7 @@ class Sandboxed:
         """The outcome: output, then errors, then the limit that was met if it is not that of time.
 
         Raises:
-          RuntimeError: the sandbox failed; the command is not to blame.
+          EnvironmentFailure: the sandbox failed; the command is not to blame.
         """
         limits = dataclasses.replace(self._limits, seconds=seconds, cpu_seconds=math.ceil(seconds))
         try:
@@ -35,7 +36,7 @@ class Sandboxed:
             return Outcome(f"{error}\n", REFUSED, files)
         ended = await self._sandbox.start(program)
         if ended.ended == "infrastructure":
-            raise RuntimeError(f"the sandbox failed: {ended.reason}")
+            raise EnvironmentFailure(f"the sandbox failed: {ended.reason}")
         output = (ended.stdout + ended.stderr).decode(errors="replace")
         if ended.ended == "seconds":
             return Outcome(output, None, ended.files)
