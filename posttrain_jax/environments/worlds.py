@@ -13,8 +13,9 @@ import xxhash
 
 from posttrain_jax.data import tasks
 from posttrain_jax.data.tasks import Problem
-from posttrain_jax.environments import shop, shop_expert
+from posttrain_jax.environments import code, repository, shop, shop_expert
 from posttrain_jax.environments.environment import Environment
+from posttrain_jax.environments.tools.sandboxed import shared
 from posttrain_jax.errors import UserError
 
 
@@ -42,9 +43,29 @@ WORLDS: dict[str, World] = {
 }
 
 
+def _code(path: str) -> World:
+    rows = code.read(path)
+    return World(
+        lambda level: code.Code(rows, shared()),
+        lambda level, seed: code.question(code.chosen(rows, seed)),
+        canary=lambda level: code.Code(rows, shared(), canary=True),
+    )
+
+
+def _repository(path: str) -> World:
+    rows = repository.read(path)
+    return World(
+        lambda level: repository.Repository(rows, shared(packages=True)),
+        lambda level, seed: repository.chosen(rows, seed).issue,
+    )
+
+
+KINDS: dict[str, Callable[[str], World]] = {"code": _code, "repository": _repository}  # of a file that is named
+
+
 @functools.cache
 def world(name: str) -> World:
-    """The world of a name, or the one that ``module:attribute`` holds.
+    """The world of a name, of a kind and its file, or the one that ``module:attribute`` holds.
 
     Raises:
       UserError: there is none.
@@ -52,12 +73,20 @@ def world(name: str) -> World:
     module, _, attribute = name.partition(":")
     if name in WORLDS:
         return WORLDS[name]
+    if module in KINDS:
+        try:
+            return KINDS[module](attribute)
+        except UserError as error:
+            raise UserError(f"tasks.names: {name!r}: {error}") from error
     try:
         found = getattr(importlib.import_module(module), attribute) if attribute else None
     except (ImportError, AttributeError) as error:
         raise UserError(f"tasks.names: {name!r}: {error}") from error
     if not isinstance(found, World):
-        raise UserError(f"tasks.names: {name!r} is no World; there are {', '.join(WORLDS)}, or MODULE:ATTRIBUTE")
+        raise UserError(
+            f"tasks.names: {name!r} is no World; there are {', '.join(WORLDS)}, "
+            f"{', '.join(f'{kind}:FILE' for kind in KINDS)}, or MODULE:ATTRIBUTE"
+        )
     return found
 
 

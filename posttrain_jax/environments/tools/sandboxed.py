@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
 import math
+import sys
 from collections.abc import Mapping, Sequence
 
 from posttrain_jax.environments.environment import EnvironmentFailure
@@ -43,3 +46,21 @@ class Sandboxed:
         if ended.ended != "exit":
             output += f"\n[ended: over the limit of {ended.ended}, {getattr(limits, LIMIT[ended.ended])}]\n"
         return Outcome(output, KILLED if ended.status is None else ended.status, ended.files)
+
+
+@functools.cache
+def shared(packages: bool = False) -> Sandbox:
+    """The sandbox of all environments of this process; with ``packages`` its Python is ours with pytest, else bare.
+
+    Raises:
+      SandboxUnavailable: this machine cannot confine programs.
+      UserError: there is no pytest.
+    """
+    opened = Sandbox.open(python=sys.executable if packages else None)
+    atexit.register(opened.close)
+    if (
+        packages
+        and opened.run(Program(source="import pytest", limits=Limits(seconds=30.0, cpu_seconds=30))).status != 0
+    ):
+        raise UserError(f"repositories are judged by pytest, which {sys.executable} does not have: pip install pytest")
+    return opened
