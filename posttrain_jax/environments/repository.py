@@ -21,6 +21,7 @@ from posttrain_jax.environments.tools.sandboxed import Sandboxed
 from posttrain_jax.environments.tools.workspace import Workspace
 from posttrain_jax.errors import UserError
 from posttrain_jax.rewards.graders.suite import suite
+from posttrain_jax.rewards.sandbox.program import Program
 from posttrain_jax.rewards.sandbox.sandbox import Sandbox
 
 SYSTEM = "Solve the issue in the repository with your tools, then call submit."
@@ -126,6 +127,10 @@ def _issue(lines: Lines, index: int) -> Issue:
     texts = [found.issue, *found.files, *found.files.values(), *found.tests, *found.tests.values()]
     if not all(isinstance(text, str) for text in texts) or not found.tests or type(found.expected) is not int:
         raise UserError(f"{lines.where(index)}: issue, files and tests are text, and expected is a number")
+    try:
+        Program(source="", files=found.files, given={f"tests/{path}": text for path, text in found.tests.items()})
+    except UserError as error:
+        raise UserError(f"{lines.where(index)}: {error}") from error
     return found
 
 

@@ -276,9 +276,8 @@ def asked(questions: Tasks, name: str, level: int, index: int) -> Problem:
     """
     problem = worlds.problem(name, level, index, split="train", seed=questions.seed)
     chance = xxhash.xxh32_intdigest(f"canary/{questions.seed}/{name}/{index}".encode()) / 2**32
-    return dataclasses.replace(
-        problem, canary=problem.canary or (worlds.has_canaries(name) and chance < questions.canary_share)
-    )
+    canary = chance < questions.canary_share and worlds.has_canaries(name)
+    return dataclasses.replace(problem, canary=problem.canary or canary)
 
 
 def draw(

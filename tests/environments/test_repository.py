@@ -47,7 +47,7 @@ def test_an_agent_repairs_and_submits(sandbox):
                 call(
                     "create",
                     path="test_own.py",
-                    text="from shop.sums import add\ndef test_own(): assert add(1, 2) == 3",
+                    text="from shop.sums import add\ndef test(): assert add(1, 2) == 3",
                 ),
                 call("run_tests"),
                 call("replace", path="shop/sums.py", old="a - b", new="a + b"),

@@ -1,10 +1,10 @@
 """A repository judged by hidden tests under pytest, which have to import it.
 
 So code that is judged shares a process with what judges it. What stands against that: the tests and the runner lie
-where nothing can write, no configuration, plugin or ``conftest.py`` of the repository is read, and only a report with this
-run's nonce counts, which names exactly as many tests as are expected. Beside the tests stand decoys, named by chance,
-that must fail: whatever makes all tests pass makes them pass too. What is left is code that searches the memory of its
-process, and objects that claim to equal everything.
+where nothing can write, no configuration, plugin or ``conftest.py`` of the repository is read, and only a report with
+this run's nonce counts, which names exactly as many tests as are expected. Beside the tests stand decoys, named by
+chance, that must fail: whatever makes all tests pass makes them pass too. What is left is code that searches the memory
+of its process, and objects that claim to equal everything.
 """
 
 from __future__ import annotations
