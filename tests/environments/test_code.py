@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 
 import pytest
@@ -83,15 +82,13 @@ def test_python_remembers(sandbox):
     def run(code):
         return asyncio.run(python(code))
 
-    assert (
-        run("import random\nx = 3\ndef f(y):\n    return x * y\nopen('a', 'w').write('kept')\nprint('once')") == "once"
-    )
+    assert run("import random\nx = 3\ndef f(y):\n    return x * y\nopen('a', 'w').write('kept')\nprint('a')") == "a"
     assert run("f(5), open('a').read()") == "(15, 'kept')"
     first = run("r = random.random()\nr")
     assert run("r") == first
     assert "ZeroDivisionError" in run("z = 1\n1 / 0") and run("z") == "1"
     assert "limit of" in run("x = 7\nwhile True: pass") and run("x") == "3"
-    assert "forgotten" in run("import os\nos._exit(3)") and run("print(x)") == "3"
+    assert "forgotten" in run("import os\nos._exit(0)") and run("print(x)") == "3"
     assert run("exit()") == "[no output]"
 
 
@@ -112,14 +109,10 @@ def test_a_recipe_names_a_file_of_exercises(tmp_path):
 
 
 def test_a_share_of_the_exercises_are_canaries_the_same_every_time(tmp_path):
-    (tmp_path / "b.jsonl").write_text(
-        json.dumps(dataclasses.asdict(ADD)) + "\n" + json.dumps({"prompt": "p", "tests": ["assert g(1)"]})
-    )
+    rows = [{"prompt": f"Write f{i}(x).", "tests": [f"assert f{i}(1) == {i}"]} for i in range(20)]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
     name = f"code:{tmp_path}/b.jsonl"
-    try:
-        problems = [asked(Tasks(canary_share=0.25), name, 0, i) for i in range(400)]
-    except UserError:  # both exercises may hash into the held-out split
-        pytest.fail("no exercise to learn from")
+    problems = [asked(Tasks(canary_share=0.25), name, 0, i) for i in range(400)]
     assert 60 < sum(p.canary for p in problems) < 140
     assert problems == [asked(Tasks(canary_share=0.25), name, 0, i) for i in range(400)]
     assert not any(asked(Tasks(canary_share=0.25), each, 0, i).canary for each in ("gcd", "shop") for i in range(50))

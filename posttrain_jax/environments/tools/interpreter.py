@@ -18,10 +18,10 @@ from posttrain_jax.rewards.sandbox.sandbox import Sandbox
 DRIVER = """
 import ast, json, os, random, sys, traceback
 
-def run(cell, shown):
+def run(cell):
     try:
         tree = ast.parse(cell, "<cell>")
-        last = tree.body.pop() if shown and tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         exec(compile(tree, "<cell>", "exec"), names)
         if last is not None:
             value = eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)
@@ -43,11 +43,13 @@ quiet, told = os.open(os.devnull, os.O_WRONLY), (os.dup(1), os.dup(2))
 for place in (1, 2):
     os.dup2(quiet, place)
 for cell in earlier:
-    run(cell, True)
+    run(cell)
 for place in (1, 2):
     os.dup2(told[place - 1], place)
-run(last, True)
+run(last)
+os._exit(COMPLETED)
 """
+COMPLETED = 87  # exit status of a driver that came to its end
 
 
 class Interpreter:
@@ -70,13 +72,15 @@ class Interpreter:
           code: what to run; what it prints comes back, and the value of an expression on its last line
         """
         stdin = json.dumps([*self._cells, code]).encode()
-        outcome = await self._sandbox.start(Program(source=DRIVER, stdin=stdin, limits=self._limits))
+        outcome = await self._sandbox.start(
+            Program(source=f"COMPLETED = {COMPLETED}\n{DRIVER}", stdin=stdin, limits=self._limits)
+        )
         if outcome.ended == "infrastructure":
             raise EnvironmentFailure(f"the sandbox failed: {outcome.reason}")
         output = (outcome.stdout + outcome.stderr).decode(errors="replace").rstrip("\n")
         if outcome.ended != "exit":
             return f"{output}\n[over the limit of {outcome.ended}; this call is forgotten]".lstrip("\n")
-        if outcome.status != 0:
+        if outcome.status != COMPLETED:
             return f"{output}\n[the interpreter ended; this call is forgotten]".lstrip("\n")
         self._cells.append(code)
         return output or "[no output]"

@@ -58,9 +58,7 @@ def shared(packages: bool = False) -> Sandbox:
     """
     opened = Sandbox.open(python=sys.executable if packages else None)
     atexit.register(opened.close)
-    if (
-        packages
-        and opened.run(Program(source="import pytest", limits=Limits(seconds=30.0, cpu_seconds=30))).status != 0
-    ):
+    trial = Program(source="import pytest", limits=Limits(seconds=30.0, cpu_seconds=30))
+    if packages and opened.run(trial).status != 0:
         raise UserError(f"repositories are judged by pytest, which {sys.executable} does not have: pip install pytest")
     return opened
