@@ -1,6 +1,6 @@
 """All generators of reasoning-gym as tasks, by the names ``gym/…``, with the difficulty levels of its curricula.
 
-They have no worked solutions, so nothing can be imitated. Their scorers judge; five of those evaluate an answer as
+They have no worked solutions, so nothing can be imitated. Their scorers judge; four of those evaluate an answer as
 Python and five hand it to sympy, which does the same: such an answer has to be made of what its task needs and nothing
 that could call, import or run for long. A scorer that takes too long is interrupted.
 """

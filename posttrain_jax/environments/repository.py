@@ -51,15 +51,16 @@ class Repository:
         """The sandbox's Python has pytest; ``seconds`` bounds one command of the agent."""
         self._issues, self._sandbox, self._seconds = issues, sandbox, seconds
         self._issue: Issue | None = None
-        self._workspace = Workspace()
+        self._workspace, self._toolbox = Workspace(), Toolbox([])
         self._submitted = False
 
     async def reset(self, seed: int) -> Observation:
         """The issue of a seed, and a fresh copy of its repository."""
-        self._issue, self._submitted = chosen(self._issues, seed), False
-        self._workspace = Workspace(self._issue.files, Sandboxed(self._sandbox), seconds=self._seconds)
+        issue: Issue = chosen(self._issues, seed)
+        self._issue, self._submitted = issue, False
+        self._workspace = Workspace(issue.files, Sandboxed(self._sandbox), seconds=self._seconds)
         self._toolbox = Toolbox([*self._workspace.tools, tool(self.run_tests), tool(self.submit)])
-        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": self._issue.issue}]
+        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": issue.issue}]
         return Observation(messages, self._toolbox.declarations)
 
     async def step(self, message: Message) -> Step:

@@ -12,7 +12,8 @@ from posttrain_jax.errors import UserError
 def test_a_folder_is_browsed(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "tea.html").write_text(
-        "<title>Tea</title><style>p {}</style><script>var steal = 1</script><p>Green\ntea &amp; more</p><p>Black tea</p>"
+        "<title>Tea</title><style>p {}</style><script>var steal = 1</script><p>Green\ntea &amp; more</p>"
+        "<p>Black tea</p>"
     )
     (tmp_path / "cup.md").write_text("# Cups\nof clay\n")
     (tmp_path / "photo.png").write_bytes(b"\x89")
