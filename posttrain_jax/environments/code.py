@@ -45,9 +45,10 @@ class Code:
 
     async def reset(self, seed: int) -> Observation:
         """The exercise of a seed, in words."""
-        self._exercise = chosen(self._exercises, seed)
+        exercise: Exercise = chosen(self._exercises, seed)
+        self._exercise = exercise
         self._toolbox = Toolbox([*Interpreter(self._sandbox).tools])
-        return Observation([{"role": "user", "content": question(self._exercise)}], self._toolbox.declarations)
+        return Observation([{"role": "user", "content": question(exercise)}], self._toolbox.declarations)
 
     async def step(self, message: Message) -> Step:
         """The tools' results, or the verdict on an answer without calls."""

@@ -39,7 +39,18 @@ def main() -> None:
 
     sys.path.insert(0, os.getcwd())
     reporter = Reporter()
-    options = ["-q", "-c", "/dev/null", "--rootdir", TESTS, "--noconftest", "-p", "no:cacheprovider", TESTS]
+    options = [
+        "-q",
+        "--continue-on-collection-errors",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        TESTS,
+        "--noconftest",
+        "-p",
+        "no:cacheprovider",
+        TESTS,
+    ]
     pytest.main(["--import-mode=importlib", *options], plugins=[reporter])
     left = (nonce + json.dumps(reporter.ended)).encode()
     while left:
