@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xxhash
 
-from posttrain_jax.data import tasks
+from posttrain_jax.data import gym, tasks
 from posttrain_jax.data.packing import Batch, Place, lay
 from posttrain_jax.data.pipeline import Kind
 from posttrain_jax.data.sources import TASK_RECORDS, FileSource, Record, Source, file_of
@@ -186,6 +186,8 @@ class TaskPairs:
     def __init__(self, names: Sequence[str], max_level: int, system: str, seed: int, split: str):
         self._cells = [(name, level) for level in range(max_level + 1) for name in names]
         self._system, self._seed, self._split = system, seed, split
+        if found := next(filter(gym.is_gym, names), None):
+            raise UserError(f"task {found!r} has no worked solutions to make pairs of: name the stage's data")
 
     def __len__(self) -> int:
         return TASK_RECORDS

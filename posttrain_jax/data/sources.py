@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import xxhash
 
-from posttrain_jax.data import tasks, templates
+from posttrain_jax.data import gym, tasks, templates
 from posttrain_jax.data.files import Lines, decoded, nearest_there
 from posttrain_jax.errors import UserError
 
@@ -144,6 +144,8 @@ class TaskSource:
         self._demonstrations = demonstrations or {}
         self._cells = [(name, level) for level in range(max_level + 1) for name in names]
         self._system, self._seed, self._careful_share = system, seed, careful_share
+        if found := next(filter(gym.is_gym, names), None):
+            raise UserError(f"task {found!r} has no demonstrations: name sft.data, or leave out the stage 'sft'")
 
     def __len__(self) -> int:
         return TASK_RECORDS

@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from posttrain_jax.data import solutions
+from posttrain_jax.data import gym, solutions
 from posttrain_jax.data.syllogisms import agrees
 from posttrain_jax.errors import UserError
 
@@ -149,6 +149,15 @@ TASKS: tuple[str, ...] = tuple(_REGISTRY)
 AREAS: dict[str, str] = {name: task.area for name, task in _REGISTRY.items()}
 
 
+def area(name: str) -> str:
+    """The kind of a task, or of one of `gym`.
+
+    Raises:
+      UserError: an unknown task.
+    """
+    return _task(name).area
+
+
 def problem(name: str, level: int, index: int, split: str = "train", seed: int = 0) -> Problem:
     """The ``index``-th question of a task at a level, in a split: the same one every time, on every machine.
 
@@ -161,7 +170,7 @@ def problem(name: str, level: int, index: int, split: str = "train", seed: int =
     for attempt in range(ATTEMPTS):
         entry = generator[index * ATTEMPTS + attempt]
         if split_of(task.asks(entry)) == split and task.usable(entry):
-            answer = str(entry["answer"])
+            answer = "" if entry["answer"] is None else str(entry["answer"])
             return Problem(name, level, index, entry["question"].strip(), answer, task.solution(entry), entry)
     raise UserError(f"task {name!r} has no {split} question at level {level}")
 
@@ -194,6 +203,8 @@ def heldout(
 
 def score(problem: Problem, answer: str) -> float:
     """reasoning-gym's verdict on an answer, from 0 to 1; 1 is right. Text it cannot read scores 0."""
+    if gym.is_gym(problem.task):
+        return gym.score(_generator(problem.task, problem.level, 0), problem.task, answer, problem.entry)
     try:
         return float(_generator(problem.task, problem.level, 0).score_answer(answer, dict(problem.entry)))
     except (ValueError, ArithmeticError):
@@ -216,6 +227,9 @@ def _next_new(
 
 
 def _task(name: str) -> Task:
+    if gym.is_gym(name):
+        gym.check(name)
+        return Task(gym.area(name), lambda level: {}, lambda entry: "")
     if name not in _REGISTRY:
         raise UserError(f"task {name!r} is unknown; there are {', '.join(TASKS)}")
     return _REGISTRY[name]
@@ -227,6 +241,8 @@ def _generator(name: str, level: int, seed: int) -> Any:
 
     # a generator seeds its entry i with seed + i: far apart, so that no two share an entry
     own = xxhash.xxh32_intdigest(f"{name}/{level}/{seed}".encode())
+    if gym.is_gym(name):
+        return gym.generator(name, level, own << 64, 2**62)
     return reasoning_gym.create_dataset(name, seed=own << 64, size=2**62, **_task(name).settings(level))
 
 

@@ -2,6 +2,7 @@
 
 * A budget that runs out ends the episode with a penalty added to its reward (Kimi K2).
 * A malformed answer ends it with reward 0 (GLM-4.5); a tool that fails is an observation like any other.
+* An environment that breaks down ends it without a verdict: ``infrastructure``.
 * A context that is full loses its old tool results, and goes on as a new segment.
 
 All that is drawn derives from an episode's two seeds; episodes are played at once and do not depend on each other.
@@ -19,7 +20,7 @@ import numpy as np
 
 from posttrain_jax.chat.format import Chat
 from posttrain_jax.environments.conversation import Conversation
-from posttrain_jax.environments.environment import Environment
+from posttrain_jax.environments.environment import Environment, EnvironmentFailure, Observation
 from posttrain_jax.rollout.request import Request, Sampler
 from posttrain_jax.rollout.trajectory import Trajectory
 
@@ -56,11 +57,13 @@ class Episode:
     Attributes:
       segments: the tokens; several where old tool results were hidden. Each sampled token is in exactly one mask.
       messages: the conversation in full.
-      reward: the sum of ``rewards`` and of the penalty of a budget that ran out; 0 after a malformed answer.
+      reward: the sum of ``rewards`` and of the penalty of a budget that ran out; 0 after a malformed answer or a
+        breakdown.
       rewards: what the environment gave for each answer that it took.
-      ended: "done", "format", the budget that ran out ("turns", "tokens", "answer", "context" or "seconds"), or another
-        reason for which the sampler broke off, such as "repetition".
-      info: the environment's last words; after a malformed answer, its ``errors``.
+      ended: "done", "format", the budget that ran out ("turns", "tokens", "answer", "context" or "seconds"),
+        "infrastructure" if the environment broke down, or another reason for which the sampler broke off, such as
+        "repetition".
+      info: the environment's last words; after a malformed answer, its ``errors``; the ``reason`` of a breakdown.
     """
 
     segments: Sequence[Trajectory]
@@ -127,12 +130,17 @@ class Agent:
 
     async def _play(self, environment: Environment, seeds: Seeds) -> Episode:
         began = self.clock()
-        talk = Conversation(self.chat, await environment.reset(seeds.task), self.thinking)
+        try:
+            observation = await environment.reset(seeds.task)
+        except EnvironmentFailure as failure:
+            nothing = Conversation(self.chat, Observation([{"role": "user", "content": ""}]), self.thinking)
+            return Episode(nothing.segments, nothing.messages, 0.0, [], "infrastructure", {"reason": str(failure)})
+        talk = Conversation(self.chat, observation, self.thinking)
         rewards: list[float] = []
         sampled = 0
 
         def over(ended: str, info: Any = None) -> Episode:
-            if ended == "format":
+            if ended in ("format", "infrastructure"):
                 reward = 0.0
             else:
                 reward = sum(rewards) + (self.budget.penalty if ended != "done" else 0.0)
@@ -161,7 +169,10 @@ class Agent:
                 return over(tightest if completion.finish == "length" else completion.finish, info)
             if errors := message.get("errors"):
                 return over("format", {"errors": errors})
-            step = await environment.step(message)
+            try:
+                step = await environment.step(message)
+            except EnvironmentFailure as failure:
+                return over("infrastructure", {"reason": str(failure)})
             rewards.append(step.reward)
             info = step.info
             if step.done:

@@ -9,6 +9,10 @@ from typing import Any, Protocol
 from posttrain_jax.chat.format import Message
 
 
+class EnvironmentFailure(Exception):
+    """The environment broke down, a sandbox perhaps: nothing is known of the agent, and its episode earns nothing."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Observation:
     """How an episode begins.
@@ -43,7 +47,11 @@ class Environment(Protocol):
     """One episode at a time; many environments are played at once."""
 
     async def reset(self, seed: int) -> Observation:
-        """Begins an episode. All that is random in it derives from the seed."""
+        """Begins an episode. All that is random in it derives from the seed.
+
+        Raises:
+          EnvironmentFailure: the environment is to blame; ``step`` may raise it too.
+        """
         ...
 
     async def step(self, message: Message) -> Step:

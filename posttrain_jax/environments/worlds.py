@@ -13,8 +13,9 @@ import xxhash
 
 from posttrain_jax.data import tasks
 from posttrain_jax.data.tasks import Problem
-from posttrain_jax.environments import shop, shop_expert
+from posttrain_jax.environments import code, repository, shop, shop_expert
 from posttrain_jax.environments.environment import Environment
+from posttrain_jax.environments.tools.sandboxed import shared
 from posttrain_jax.errors import UserError
 
 
@@ -27,12 +28,14 @@ class World:
       question: what the episode of a level and seed asks, in words; it decides the split.
       demonstrate: a rewarded episode of a level and seed, as a record of `data.sources`; None if nobody can.
       highest: level.
+      canary: an environment of a level that asks the same and that no honest answer solves; see `rewards.alarm`.
     """
 
     make: Callable[[int], Environment]
     question: Callable[[int, int], str]
     demonstrate: Callable[[int, int], Coroutine[Any, Any, dict[str, Any]]] | None = None
     highest: int = 0
+    canary: Callable[[int], Environment] | None = None
 
 
 WORLDS: dict[str, World] = {
@@ -40,9 +43,29 @@ WORLDS: dict[str, World] = {
 }
 
 
+def _code(path: str) -> World:
+    rows = code.read(path)
+    return World(
+        lambda level: code.Code(rows, shared()),
+        lambda level, seed: code.question(code.chosen(rows, seed)),
+        canary=lambda level: code.Code(rows, shared(), canary=True),
+    )
+
+
+def _repository(path: str) -> World:
+    rows = repository.read(path)
+    return World(
+        lambda level: repository.Repository(rows, shared(packages=True)),
+        lambda level, seed: repository.chosen(rows, seed).issue,
+    )
+
+
+KINDS: dict[str, Callable[[str], World]] = {"code": _code, "repository": _repository}  # of a file that is named
+
+
 @functools.cache
 def world(name: str) -> World:
-    """The world of a name, or the one that ``module:attribute`` holds.
+    """The world of a name, of a kind and its file, or the one that ``module:attribute`` holds.
 
     Raises:
       UserError: there is none.
@@ -50,18 +73,31 @@ def world(name: str) -> World:
     module, _, attribute = name.partition(":")
     if name in WORLDS:
         return WORLDS[name]
+    if module in KINDS:
+        try:
+            return KINDS[module](attribute)
+        except UserError as error:
+            raise UserError(f"tasks.names: {name!r}: {error}") from error
     try:
         found = getattr(importlib.import_module(module), attribute) if attribute else None
     except (ImportError, AttributeError) as error:
         raise UserError(f"tasks.names: {name!r}: {error}") from error
     if not isinstance(found, World):
-        raise UserError(f"tasks.names: {name!r} is no World; there are {', '.join(WORLDS)}, or MODULE:ATTRIBUTE")
+        raise UserError(
+            f"tasks.names: {name!r} is no World; there are {', '.join(WORLDS)}, "
+            f"{', '.join(f'{kind}:FILE' for kind in KINDS)}, or MODULE:ATTRIBUTE"
+        )
     return found
 
 
 def is_world(name: str) -> bool:
     """Whether a task is played in an environment, and not answered at once."""
     return name in WORLDS or ":" in name
+
+
+def has_canaries(name: str) -> bool:
+    """Whether a task can be asked so that no honest answer solves it."""
+    return is_world(name) and world(name).canary is not None
 
 
 def problem(name: str, level: int, index: int, split: str = "train", seed: int = 0) -> Problem:
@@ -106,4 +142,7 @@ def heldout(names: Sequence[str], max_level: int, count: int, seed: int) -> list
 
 def environment(asked: Problem) -> Environment:
     """The environment in which a problem of a world is played; `reset` it with ``entry["seed"]``."""
-    return world(asked.task).make(asked.level)
+    place = world(asked.task)
+    if asked.canary and place.canary is None:
+        raise ValueError(f"world {asked.task!r} has no canaries")
+    return (place.canary if asked.canary and place.canary else place.make)(asked.level)

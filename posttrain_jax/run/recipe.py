@@ -50,6 +50,12 @@ class Tasks:
     system: str = setting("Think, then answer.", "system message of every prompt")
     max_level: int = setting(3, "hardest difficulty level used (levels start at 0)", minimum=0)
     seed: int = setting(20, "seed of the generators; another seed asks other questions")
+    canary_share: float = setting(
+        0.0,
+        "part of the code tasks that RL asks whose tests nobody can pass; see docs/rewards.md, Alarms",
+        minimum=0.0,
+        maximum=1.0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -280,6 +280,7 @@ def _name_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Names of stages and of tasks."""
     lists: list[tuple[str, tuple, tuple[str, ...]]] = [("stages", recipe.stages, STAGES)]
     if recipe.tasks.names:
+        from posttrain_jax.data import gym
         from posttrain_jax.data.tasks import TASKS  # imported when asked for: the generators are slow to load
         from posttrain_jax.environments.worlds import WORLDS, world
 
@@ -289,7 +290,8 @@ def _name_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
                 world(name)
             except UserError as error:
                 yield ("tasks.names",), f"config.{error}"
-        lists.append(("tasks.names", recipe.tasks.names, (*TASKS, *WORLDS, *elsewhere)))
+        generated = gym.names() if any(map(gym.is_gym, recipe.tasks.names)) else ()
+        lists.append(("tasks.names", recipe.tasks.names, (*TASKS, *WORLDS, *elsewhere, *generated)))
     if not recipe.stages:
         yield ("stages",), f"config.stages=(): nothing to do; name one or more of {', '.join(STAGES)}"
     budgets = [budget.partition("=") for budget in recipe.rl.budgets]
@@ -300,9 +302,11 @@ def _name_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
                 f"config.rl.budgets: {task}={tokens!r} is no budget; an example is gcd=32",
             )
     if budgets:
+        from posttrain_jax.data import gym
         from posttrain_jax.data.tasks import TASKS
 
-        lists.append(("rl.budgets", tuple(task for task, _, _ in budgets), TASKS))
+        own = tuple(filter(gym.is_gym, recipe.tasks.names))
+        lists.append(("rl.budgets", tuple(task for task, _, _ in budgets), (*TASKS, *own)))
     for key, names, known in lists:
         for name in dict.fromkeys(names):
             if name not in known:

@@ -11,6 +11,7 @@ from flax import nnx
 from posttrain_jax.chat.format import Chat
 from posttrain_jax.data.tasks import Problem
 from posttrain_jax.environments import worlds
+from posttrain_jax.errors import UserError
 from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.run.recipe import Episodes
 from posttrain_jax.stages.experience import Judged, judge_all, prompt_tokens
@@ -54,7 +55,10 @@ def evaluate(
 ) -> Score:
     """Answers every problem ``samples`` times; those of worlds are played.
 
-    A question longer than the engine's prompt limit counts as unsolved.
+    A question longer than the engine's prompt limit counts as unsolved; one whose environment broke down is left out.
+
+    Raises:
+      UserError: every environment broke down.
     """
     played = [i for i, problem in enumerate(problems) if worlds.is_world(problem.task)]
     prompts = [prompt_tokens(chat, system, problem.question) for problem in problems]
@@ -73,16 +77,23 @@ def evaluate(
     seeds = [i * samples + sample for i in played for sample in range(samples)]
     asked_of = [problems[i] for i in again]
     episodes_played = play(engine, weights, chat, asked_of, seeds, episodes=episodes, temperature=temperature)
+    lost: dict[int, str] = {}
     for i, one in zip(again, episodes_played, strict=True):
+        if one.verdict.infrastructure:
+            lost[i] = one.verdict.reason
+            continue
         right[i] += one.verdict.correct
         trajectories.append(one)
+    if lost and len(lost) == len(problems):
+        raise UserError(f"not one of {len(problems)} problems could be judged: {lost[played[0]]}")
+    right = {i: count for i, count in enumerate(right) if i not in lost}
     by_task: dict[str, list[float]] = {}
-    for problem, count in zip(problems, right, strict=True):
-        by_task.setdefault(problem.task, []).append(count / samples)
+    for i, count in right.items():
+        by_task.setdefault(problems[i].task, []).append(count / samples)
     ks = [2**i for i in range(samples.bit_length())]
     return Score(
-        overall=sum(right) / samples / len(problems),
+        overall=sum(right.values()) / samples / len(right),
         per_task={task: sum(rates) / len(rates) for task, rates in by_task.items()},
-        pass_at={f"pass@{k}": sum(pass_at(k, r, samples) for r in right) / len(right) for k in ks},
+        pass_at={f"pass@{k}": sum(pass_at(k, r, samples) for r in right.values()) / len(right) for k in ks},
         trajectories=trajectories,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import jax
 import numpy as np
+import xxhash
 from flax import nnx
 
 from posttrain_jax.chat.format import Chat
@@ -267,6 +268,18 @@ def collect(
     return Experience(groups, everything, draws, rounds, ungraded, tally)
 
 
+def asked(questions: Tasks, name: str, level: int, index: int) -> Problem:
+    """A problem to learn from, or a canary in its place: the same one every time.
+
+    Raises:
+      UserError: what `worlds.problem` finds.
+    """
+    problem = worlds.problem(name, level, index, split="train", seed=questions.seed)
+    chance = xxhash.xxh32_intdigest(f"canary/{questions.seed}/{name}/{index}".encode()) / 2**32
+    canary = chance < questions.canary_share and worlds.has_canaries(name)
+    return dataclasses.replace(problem, canary=problem.canary or canary)
+
+
 def draw(
     questions: Tasks, curriculum: Curriculum, chat: Chat, draws: int, longest: int
 ) -> tuple[Problem, list[int], int]:
@@ -279,7 +292,7 @@ def draw(
     """
     problem, prompt = None, []
     for _ in range(HOPELESS):
-        problem = worlds.problem(*curriculum.choose(draws), split="train", seed=questions.seed)
+        problem = asked(questions, *curriculum.choose(draws))
         draws += 1
         world = worlds.is_world(problem.task)
         prompt = [] if world else prompt_tokens(chat, questions.system, problem.question)

@@ -31,6 +31,7 @@ from posttrain_jax.stages.experience import (
     Judged,
     Trajectory,
     answered,
+    asked,
     budgets_of,
     draw,
     judge,
@@ -122,15 +123,17 @@ class Flight:
         taken: list[list[Judged]] = []
         everything: list[Judged] = []
         landed = ungraded = 0
+        broken = ""
         while True:
             for number in sorted(self._groups):
                 late = [other for other in self._late(version) if other.number != number]
                 if self._groups[number].landed and len(taken) + len(late) < settings.prompts:
                     group = self._groups.pop(number)
-                    responses = self._land(group)
+                    responses, reason = self._land(group)
+                    broken = reason or broken
                     landed, ungraded = landed + 1, ungraded + len(group.tasks) - len(responses)
                     everything += responses
-                    if len({response.reward for response in responses}) > 1:
+                    if not group.problem.canary and len({response.reward for response in responses}) > 1:
                         taken.append(responses)
             enough = len(taken) == settings.prompts or landed >= settings.prompts * settings.max_rounds
             if enough and not self._late(version):
@@ -143,7 +146,7 @@ class Flight:
         if not self._beside:
             await self._rounds.pause()
         if not everything:
-            raise UserError(f"not one of {ungraded} responses could be graded")
+            raise UserError(f"not one of {ungraded} responses could be graded: {broken}")
         return Experience(taken, everything, draws, -(-landed // settings.prompts), ungraded)
 
     def state(self) -> list[dict[str, Any]]:
@@ -165,7 +168,7 @@ class Flight:
     def restore(self, state: Sequence[dict[str, Any]]) -> None:
         """Goes back to a saved `state`."""
         for saved in state:
-            problem = worlds.problem(*saved["problem"], split="train", seed=self.questions.seed)
+            problem = asked(self.questions, *saved["problem"])
             world = worlds.is_world(problem.task)
             prompt = [] if world else prompt_tokens(self.chat, self.questions.system, problem.question)
             memories = [Memory.restored(memory) for memory in saved["memories"]]
@@ -205,14 +208,15 @@ class Flight:
             format_reward=self.settings.format_reward,
         )
 
-    def _land(self, group: Group) -> list[Judged]:
-        """The responses that could be graded."""
-        problem, responses = group.problem, [task.result() for task in group.tasks]
-        responses = [response for response in responses if not response.verdict.infrastructure]
+    def _land(self, group: Group) -> tuple[list[Judged], str]:
+        """The responses that could be graded; a canary's do not move the curriculum."""
+        problem, everyone = group.problem, [task.result() for task in group.tasks]
+        broken = next((response.verdict.reason for response in everyone if response.verdict.infrastructure), "")
+        responses = [response for response in everyone if not response.verdict.infrastructure]
         if not worlds.is_world(problem.task):
             alone = [response for response in responses if isinstance(response, Trajectory)]
             responses: list[Judged] = [*shaped(alone, self.settings, self.engine.limits.max_response)]
-        if responses:
+        if responses and not problem.canary:
             solved = sum(response.verdict.correct for response in responses)
             self.curriculum.observe(problem.task, problem.level, solved, len(responses))
-        return responses
+        return responses, broken

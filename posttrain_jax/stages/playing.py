@@ -13,7 +13,7 @@ from posttrain_jax.data.tasks import Problem
 from posttrain_jax.environments import worlds
 from posttrain_jax.environments.agent import Agent, Budget, Episode, Seeds
 from posttrain_jax.parallel import exchange
-from posttrain_jax.rewards.verdict import Verdict, right, wrong
+from posttrain_jax.rewards.verdict import Verdict, broken, right, wrong
 from posttrain_jax.rollout.decode import Limits
 from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.rollout.request import Sampler
@@ -31,8 +31,10 @@ class Played:
 
     @property
     def verdict(self) -> Verdict:
-        """What the world says."""
+        """What the world says; nothing if it broke down."""
         episode = self.episode
+        if episode.ended == "infrastructure":
+            return broken(str(episode.info["reason"]))
         correct = episode.ended == "done" and sum(episode.rewards) >= 1.0
         last = str(episode.messages[-1].get("content") or "")
         return right(last) if correct else wrong(episode.ended, last, well_formed=episode.ended != "format")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from posttrain_jax.data.tasks import AREAS
+from posttrain_jax.data.tasks import AREAS, area
 from posttrain_jax.rewards import mixture
 from posttrain_jax.rewards.length_bias import without_slope
 from posttrain_jax.rewards.running import Running
@@ -26,7 +26,7 @@ class Scoring:
 
     def __init__(self, settings: Reward, scorer: Scorer):
         self._settings, self._scorer = settings, scorer
-        everywhere = {"verifier": settings.verifier_weight, "model": settings.model_weight}
+        self._everywhere = everywhere = {"verifier": settings.verifier_weight, "model": settings.model_weight}
         self._weights = mixture.weights(everywhere, settings.domains, sorted(set(AREAS.values())))
         self._asks = any(own["model"] > 0 for own in self._weights.values())
         self.running = Running()
@@ -43,7 +43,8 @@ class Scoring:
                 raw = without_slope(raw, lengths, bound=self._settings.length_bound)
             self.running = self.running.seen(raw)
             rewards["model"] = self.running.normalised(raw, self._settings.clip).tolist()
-        totals = mixture.mixed(rewards, [AREAS[t.problem.task] for t in flat], self._weights)
+        areas = [area(t.problem.task) for t in flat]
+        totals = mixture.mixed(rewards, areas, {found: self._weights.get(found, self._everywhere) for found in areas})
         judged = iter([dataclasses.replace(t, reward=total) for t, total in zip(flat, totals, strict=True)])
         return [[next(judged) for _ in group] for group in groups]
 

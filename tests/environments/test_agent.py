@@ -11,7 +11,7 @@ from scripted import Scripted, answer, call
 
 from posttrain_jax import chat
 from posttrain_jax.environments.agent import Agent, Budget, Seeds
-from posttrain_jax.environments.environment import Observation, Step
+from posttrain_jax.environments.environment import EnvironmentFailure, Observation, Step
 from posttrain_jax.environments.tools import Toolbox, ToolError, tool
 
 CHATS = {
@@ -213,3 +213,26 @@ def test_an_environment_that_breaks_ends_all_and_each_is_closed():
         asyncio.run(agent.play_all([lambda e=e: e for e in made], [Seeds(0, 0)] * 3, concurrency=3))
     assert [str(error) for error in caught.value.exceptions] == ["the world is gone"]
     assert [environment.closed for environment in made] == [1, 1, 1]
+
+
+def test_an_environment_that_breaks_down_is_no_reward():
+    from posttrain_jax.data.tasks import Problem
+    from posttrain_jax.stages.playing import Played
+
+    class Breaking(Counting):
+        def count(self, n: int) -> str:
+            """Counts."""
+            if self.calls == 2:
+                raise EnvironmentFailure("no sandbox")
+            return super().count(n)
+
+    class Never(Counting):
+        async def reset(self, seed):
+            raise EnvironmentFailure("no sandbox")
+
+    for environment, turns in ((Breaking(9), 3), (Never(9), 0)):
+        sampler = counter("minimax_m2")
+        episode = play(sampler, environment)
+        assert (episode.ended, episode.reward, len(sampler.requests)) == ("infrastructure", 0.0, turns)
+        verdict = Played(Problem("w", 0, 0, "", "", "", {}), episode).verdict
+        assert verdict.infrastructure and verdict.reason == "no sandbox" and environment.closed == 1

@@ -10,6 +10,7 @@ from flax import nnx
 
 from posttrain_jax import chat as chats
 from posttrain_jax.chat import tokenizer as tokenizers
+from posttrain_jax.data import tasks
 from posttrain_jax.data.curriculum import Curriculum
 from posttrain_jax.rollout.decode import Limits
 from posttrain_jax.rollout.engine import Engine
@@ -137,3 +138,15 @@ def test_episodes_of_a_world_fly_beside_answers(arch, chat, make_model):
         assert one.finish in ("format", "done", "turns", "context") and one.length
         assert one.shown(chat)["messages"][0]["content"] == one.problem.question
     assert worlds
+
+
+def test_a_canary_is_judged_and_neither_trained_on_nor_a_step_of_the_curriculum(engine, chat, policies, monkeypatch):
+    drawn = tasks.problem
+    monkeypatch.setattr(tasks, "problem", lambda *a, **k: dataclasses.replace(drawn(*a, **k), canary=True))
+    settings = dataclasses.replace(SETTINGS, carry_over=0, max_rounds=1)
+    curriculum = Curriculum(NAMES, 0, 0.8, seed=0)
+    flight = Flight(settings, Episodes(turns=3), Tasks(names=NAMES), engine, chat, curriculum, seed=5)
+    experience = flight.collect(policies[0], 0, 0)
+    flight.close()
+    assert not experience.groups and len(experience.everything) >= 6
+    assert not any(counts[0] for counts in curriculum.counts.values())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
 import math
+import sys
 from collections.abc import Mapping, Sequence
 
+from posttrain_jax.environments.environment import EnvironmentFailure
 from posttrain_jax.environments.tools.runner import Outcome
 from posttrain_jax.errors import UserError
 from posttrain_jax.rewards.sandbox.program import MIB, Limits, Program
@@ -26,7 +30,7 @@ class Sandboxed:
         """The outcome: output, then errors, then the limit that was met if it is not that of time.
 
         Raises:
-          RuntimeError: the sandbox failed; the command is not to blame.
+          EnvironmentFailure: the sandbox failed; the command is not to blame.
         """
         limits = dataclasses.replace(self._limits, seconds=seconds, cpu_seconds=math.ceil(seconds))
         try:
@@ -35,10 +39,26 @@ class Sandboxed:
             return Outcome(f"{error}\n", REFUSED, files)
         ended = await self._sandbox.start(program)
         if ended.ended == "infrastructure":
-            raise RuntimeError(f"the sandbox failed: {ended.reason}")
+            raise EnvironmentFailure(f"the sandbox failed: {ended.reason}")
         output = (ended.stdout + ended.stderr).decode(errors="replace")
         if ended.ended == "seconds":
             return Outcome(output, None, ended.files)
         if ended.ended != "exit":
             output += f"\n[ended: over the limit of {ended.ended}, {getattr(limits, LIMIT[ended.ended])}]\n"
         return Outcome(output, KILLED if ended.status is None else ended.status, ended.files)
+
+
+@functools.cache
+def shared(packages: bool = False) -> Sandbox:
+    """The sandbox of all environments of this process; with ``packages`` its Python is ours with pytest, else bare.
+
+    Raises:
+      SandboxUnavailable: this machine cannot confine programs.
+      UserError: there is no pytest.
+    """
+    opened = Sandbox.open(python=sys.executable if packages else None)
+    atexit.register(opened.close)
+    trial = Program(source="import pytest", limits=Limits(seconds=30.0, cpu_seconds=30))
+    if packages and opened.run(trial).status != 0:
+        raise UserError(f"repositories are judged by pytest, which {sys.executable} does not have: pip install pytest")
+    return opened

@@ -11,6 +11,7 @@ from typing import Any
 
 from posttrain_jax.chat.format import Message
 from posttrain_jax.chat.messages import Call, ChatError, calls_of
+from posttrain_jax.environments.environment import EnvironmentFailure
 from posttrain_jax.environments.tools.tool import Tool, ToolError
 
 
@@ -18,7 +19,7 @@ class Toolbox:
     """Runs calls one after another, in the order in which the model wrote them.
 
     Whatever goes wrong inside a tool, the model reads it as ``error: …``: an unknown name, wrong arguments, a
-    ``ToolError``, any other exception, a tool that takes too long.
+    ``ToolError``, any other exception, a tool that takes too long. Only an ``EnvironmentFailure`` passes through.
     """
 
     def __init__(self, tools: Sequence[Tool], *, seconds: float | None = None, longest: int = 16_000):
@@ -60,6 +61,8 @@ class Toolbox:
             return shortened(f"error: {error}", self._longest)
         except TimeoutError:
             return f"error: {call.name} took longer than {self._seconds} s"
+        except EnvironmentFailure:
+            raise
         except Exception as error:  # a tool's own fault is something that the agent has to live with
             return shortened(f"error: {type(error).__name__}: {error}", self._longest)
 

@@ -98,7 +98,7 @@ class Workspace:
         Args:
           command: for sh
         """
-        return await self._run("sh", "-c", command)
+        return await self.execute("sh", "-c", command)
 
     async def python(self, code: str) -> str:
         """Runs a Python program in the working folder; nothing but files is kept from one to the next.
@@ -106,9 +106,10 @@ class Workspace:
         Args:
           code: the program; what it prints comes back
         """
-        return await self._run("python3", "-c", code)
+        return await self.execute("python3", "-c", code)
 
-    async def _run(self, *command: str) -> str:
+    async def execute(self, *command: str) -> str:
+        """Runs a command on the files, and shows what it wrote and how it ended."""
         if self._runner is None:
             raise ToolError("nothing here runs programs")
         outcome = await self._runner.run(command, dict(self.files), self._seconds)

@@ -43,7 +43,9 @@ class Launcher:
         """One program; the header holds its command, paths and limits, the parts its input, source and files."""
         limits, keep = header["limits"], header["keep"]
         stdin, source, *contents = parts
-        files = {f"{layouts.WORK}/{path}": text for path, text in zip(header["files"], contents, strict=True)}
+        places = [f"{layouts.WORK}/{path}" for path in header["files"]]
+        places += [f"{layouts.PROGRAM}/{path}" for path in header["given"]]
+        files = dict(zip(places, contents, strict=True))
         files[layouts.SOURCE] = source
         command = header["command"] or [self._layout.python, "-s", layouts.SOURCE]
         run = _Run(stdin, limits, keep, self._group)

@@ -9,8 +9,9 @@ import sys
 MIB = 2**20
 
 WORK = "/tmp/work"
-SOURCE = "/program/main.py"
-COLLECTOR = "/program/collect.py"
+PROGRAM = "/program"
+SOURCE = f"{PROGRAM}/main.py"
+COLLECTOR = f"{PROGRAM}/collect.py"
 SHARED_MEMORY = 32 * MIB  # bytes of /dev/shm
 DEVICES = ("null", "zero", "full", "random", "urandom")
 NOBODY = 65534

@@ -51,6 +51,7 @@ class Program:
       source: Python text, readable there as ``/program/main.py``.
       stdin: bytes on its standard input.
       files: text by path within the working folder, which holds nothing else; Python imports from there.
+      given: text by path below ``/program``, which nothing within can change; not ``main.py``.
       limits: what it may use up.
       keep: whether the text files of the working folder come back.
 
@@ -62,6 +63,7 @@ class Program:
     source: str | None = None
     stdin: bytes = b""
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    given: Mapping[str, str] = dataclasses.field(default_factory=dict)
     limits: Limits = Limits()
     keep: bool = False
 
@@ -73,6 +75,9 @@ class Program:
         for argument in self.command:
             if "\0" in argument:
                 raise UserError(f"the argument {argument!r} holds a zero byte")
+        for path in self.given:
+            if not within(path) or path in ("main.py", "collect.py"):
+                raise UserError(f"the path {path!r} is not free below /program")
         for path in self.files:
             if not within(path):
                 raise UserError(f"the path {path!r} is not one within the working folder, such as 'folder/file.py'")

@@ -142,8 +142,9 @@ class _Worker:
     def run(self, program: Program) -> Outcome:
         """What becomes of a program."""
         texts = [program.stdin, _bytes(program.source or ""), *map(_bytes, program.files.values())]
+        texts += map(_bytes, program.given.values())
         command = [_bytes(argument).decode() for argument in program.command]
-        header = {"command": command, "files": list(program.files), "keep": program.keep}
+        header = {"command": command, "files": list(program.files), "given": list(program.given), "keep": program.keep}
         try:
             process = self._launcher()
             assert process.stdin and process.stdout
