@@ -62,15 +62,13 @@ class Folders(Stateful):
 
     def tools(self) -> list[Tool]:
         """What the agent can do."""
-        named = (self.folders, self.files, self.read, self.move, self.rename, self.delete)
+        named = (self.files, self.read, self.move, self.rename, self.delete)
         return [tool(function) for function in named]
 
-    def folders(self) -> str:
-        """All folders."""
-        return ", ".join(self.state[0])
-
     def files(self, folder: str) -> str:
-        """Files of a folder."""
+        """Files of a folder, or folders of /."""
+        if folder == "/":
+            return ", ".join(self.state[0])
         self._folder(folder)
         return ", ".join(path.rsplit("/", 1)[1] for path in self.state[1] if path.rsplit("/", 1)[0] == folder) or "none"
 
@@ -124,7 +122,7 @@ async def solve(asked: str, say: Say) -> str:
             file = next(file for file in files.split(", ") if file.endswith(f".{ending}"))
             await say(f"it is {file}", call("rename", path=f"{folder}/{file}", name=new))
         elif found := matched(r"Find (\S+) and move it to (\S+)", wish):
-            (folders,) = await say("which folders", call("folders"))
+            (folders,) = await say("which folders", call("files", folder="/"))
             places = folders.split(", ")
             listed = await say("list all", *(call("files", folder=folder) for folder in places))
             folder = next(place for place, files in zip(places, listed, strict=True) if found[1] in files.split(", "))
