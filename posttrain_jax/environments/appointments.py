@@ -60,6 +60,7 @@ class Appointments(Stateful):
                 goal[days[0]][first_free(there, hour)] = who
         return week, Goal(" ".join(wishes), goal)
 
+    @property
     def tools(self) -> list[Tool]:
         """What the agent can do."""
         return [tool(self.show), tool(self.book), tool(self.cancel)]

@@ -50,6 +50,7 @@ class Bank(Stateful):
             goal[target] += amount
         return accounts, Goal(" ".join(wishes), goal)
 
+    @property
     def tools(self) -> list[Tool]:
         """What the agent can do."""
         return [tool(self.balance), tool(self.send), tool(self.owners)]

@@ -68,6 +68,7 @@ class Database(Stateful):
                 answer = next(cell["pay"] for cell in cells.values() if cell["name"] == team["boss"])
         return tables, Goal(" ".join(wishes), goal, answer)
 
+    @property
     def tools(self) -> list[Tool]:
         """What the agent can do."""
         return [tool(self.find), tool(self.rows), tool(self.set)]

@@ -60,6 +60,7 @@ class Folders(Stateful):
                 wishes.append(f"Delete the file in {folder} that says {word}.")
         return (folders, tree), Goal(" ".join(wishes), (list(folders), end))
 
+    @property
     def tools(self) -> list[Tool]:
         """What the agent can do."""
         named = (self.files, self.read, self.move, self.rename, self.delete)

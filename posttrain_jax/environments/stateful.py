@@ -44,13 +44,14 @@ class Stateful(abc.ABC):
         self._level = level
         self.state: Any = None
         self._goal = Goal("", None)
-        self._toolbox = Toolbox(self.tools())
+        self._toolbox = Toolbox(self.tools)
 
     @classmethod
     @abc.abstractmethod
     def opened(cls, level: int, rng: random.Random) -> tuple[Any, Goal]:
         """A state to begin with and a goal that can be reached from it; the goal's state shares nothing with it."""
 
+    @property
     @abc.abstractmethod
     def tools(self) -> list[Tool]:
         """What the agent can do."""
