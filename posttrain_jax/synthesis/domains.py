@@ -81,16 +81,10 @@ APPLICATIONS: tuple[Application, ...] = (
     _shop("retail", "a grocery", "rice milk bread salt plum leek corn bean lime kale pear soap dill nuts"),
     _shop("retail", "a hardware store", "bolt nail saw drill tape glue hose wire clamp hinge rope paint file tarp"),
     _shop("retail", "a book shop", "novel atlas comic diary essay bible guide poem primer memoir almanac reader"),
-    _shop(
-        "health", "a pharmacy", "balm drops gauze mask syrup tablet tonic cream swab iodine zinc insulin", Buy="Order"
-    ),
-    _shop(
-        "food", "a canteen kitchen", "soup stew salad bun curry pasta tofu cake melon juice tart roll", basket="tray"
-    ),
+    _shop("health", "a pharmacy", "balm drops gauze mask syrup tablet tonic cream swab iodine zinc vial", Buy="Order"),
+    _shop("food", "a canteen kitchen", "soup stew salad bun curry pasta tofu cake melon juice tart", basket="tray"),
     _shop("finance", "a metals broker", "gold silver copper nickel lead tin cobalt lithium iron steel platinum chrome"),
-    _shop(
-        "finance", "a stock desk", "ACME BOLT CRUX DYNE ECHO FLUX GRID HALO IONX JOLT KILN LYRA MIRA", coins="dollars"
-    ),
+    _shop("finance", "a stock desk", "ACME BOLT CRUX DYNE ECHO FLUX GRID HALO IONX JOLT KILN LYRA", coins="dollars"),
     _shop("games", "a wizard's market", "wand rune orb cloak scroll amulet potion staff crystal dagger ring torch"),
     _shop("industry", "a parts depot", "gear valve pump belt relay motor sensor piston gasket spring rotor bracket"),
     Application("office", "a calendar", "calendar"),
@@ -101,9 +95,7 @@ APPLICATIONS: tuple[Application, ...] = (
     _calendar("transport", "a car workshop", "Golf Polo Fiesta Corsa Panda Clio Yaris Civic Astra Micra Swift"),
     _calendar("transport", "a loading dock", SHIPS, Book="Reserve", Move="Shift"),
     _calendar("sport", "a tennis court", PEOPLE, Book="Reserve"),
-    _calendar(
-        "science", "a telescope", "Mars Venus Saturn Pluto Vega Rigel Titan Ceres Sirius Deneb Io", Book="Schedule"
-    ),
+    _calendar("science", "a telescope", "Mars Venus Saturn Pluto Vega Rigel Titan Ceres Deneb Io", Book="Schedule"),
     _calendar("media", "a recording studio", "Abba Muse Blur Pulp Toto Rush Kiss Doors Cream Byrds Eagles"),
     Application("software", "a file store", "files"),
     _files(
@@ -183,9 +175,7 @@ APPLICATIONS: tuple[Application, ...] = (
     _bank("finance", "a savings bank", PEOPLE, Send="Transfer"),
     _bank("retail", "a loyalty programme of points", PEOPLE, Send="Give"),
     _bank("industry", "a water works with tanks of litres", "T1 T2 T3 T4 T5 T6 T7 T8 T9 T10 T11", Send="Pump"),
-    _bank(
-        "energy", "a battery park with cells of kWh", "Alfa Bravo Delta Foxtrot Golf Hotel Kilo Lima Oscar Papa Tango"
-    ),
+    _bank("energy", "a battery park with cells of kWh", "Alfa Bravo Delta Foxtrot Golf Hotel Kilo Lima Oscar Papa"),
     _bank("games", "a guild's treasury of gold", "Elf Orc Bard Monk Mage Thief Druid Knight Rogue Troll Fairy"),
     _bank("transport", "a bike scheme with stations of bikes", "Dock Mill Park Pier Zoo Gate Fair Hill Lake Quay Rink"),
     _bank("software", "a cloud quota of cores", HOSTS, Send="Assign"),

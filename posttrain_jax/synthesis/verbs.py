@@ -35,9 +35,7 @@ VERBS: Mapping[str, Mapping[str, Verb]] = {
             reads=True,
         ),
         "add": _verb("add put_in take pick choose", "Puts items into the basket.", "Adds a count of an item."),
-        "remove": _verb(
-            "remove put_back drop take_out", "Takes items out of the basket.", "Removes a count of an item."
-        ),
+        "remove": _verb("remove put_back drop take_out", "Takes items out of the basket.", "Removes some of an item."),
         "pay": _verb("pay check_out settle finish buy_all", "Buys what is in the basket.", "Pays, and ends the visit."),
     },
     "calendar": {
