@@ -82,7 +82,7 @@ APPLICATIONS: tuple[Application, ...] = (
     _shop("retail", "a hardware store", "bolt nail saw drill tape glue hose wire clamp hinge rope paint file tarp"),
     _shop("retail", "a book shop", "novel atlas comic diary essay bible guide poem primer memoir almanac reader"),
     _shop("health", "a pharmacy", "balm drops gauze mask syrup tablet tonic cream swab iodine zinc vial", Buy="Order"),
-    _shop("food", "a canteen kitchen", "soup stew salad bun curry pasta tofu cake melon juice tart", basket="tray"),
+    _shop("food", "a canteen kitchen", "soup stew salad bun curry pasta tofu cake pie juice tart ham", basket="tray"),
     _shop("finance", "a metals broker", "gold silver copper nickel lead tin cobalt lithium iron steel platinum chrome"),
     _shop("finance", "a stock desk", "ACME BOLT CRUX DYNE ECHO FLUX GRID HALO IONX JOLT KILN LYRA", coins="dollars"),
     _shop("games", "a wizard's market", "wand rune orb cloak scroll amulet potion staff crystal dagger ring torch"),

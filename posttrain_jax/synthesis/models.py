@@ -10,8 +10,8 @@ from posttrain_jax.chat.format import Chat, Message
 from posttrain_jax.chat.messages import ChatError, calls_of
 from posttrain_jax.environments.agent import answer_seed
 from posttrain_jax.environments.user import INSTRUCTIONS, LEAVES, User
-from posttrain_jax.rewards.judges.endpoint import Endpoint
-from posttrain_jax.rewards.judges.judge import Ask, JudgeFailed
+from posttrain_jax.rewards.judges.endpoint import Endpoint, Refused
+from posttrain_jax.rewards.judges.judge import Ask
 from posttrain_jax.rollout.request import Request, Sampler
 from posttrain_jax.synthesis import expert, procedural
 from posttrain_jax.synthesis.expert import Played
@@ -41,6 +41,9 @@ async def attempt(
       turns: answers at most.
       user: plays the user; the script of the task's persona if None.
       judge: reads the task's rubrics beside the conversation.
+
+    Raises:
+      JudgeFailed: a model cannot be reached, which says nothing of the task.
     """
     try:
         episode = await played(task, policy, turns, user)
@@ -49,8 +52,8 @@ async def attempt(
         if episode.reward != 1.0:
             return Attempt(task.index, None, "not rewarded")
         verdict = await judged(judge, task, episode) if judge else True
-    except JudgeFailed:
-        return Attempt(task.index, None, "no answer")
+    except Refused:
+        return Attempt(task.index, None, "refused by the server")
     except ChatError:
         return Attempt(task.index, None, "malformed answer")
     if not verdict:

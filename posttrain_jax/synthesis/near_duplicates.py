@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import xxhash
@@ -69,15 +69,21 @@ def unique(texts: Sequence[str], *, threshold: float = 0.8, n: int = 5, hashes: 
     return kept
 
 
-def clean(texts: Iterable[str], evaluation: Iterable[str], *, n: int = 13) -> list[int]:
-    """Indices of the texts that share no run of ``n`` words with an evaluation text; a shorter one counts whole."""
+def held_out(evaluation: Iterable[str], *, n: int = 13) -> dict[int, set[str]]:
+    """The runs of ``n`` words of evaluation texts, by their length; a shorter text counts whole."""
     held: dict[int, set[str]] = {}
     for text in evaluation:
-        size = min(n, len(words_of(text)))
-        held.setdefault(size, set()).update(grams(text, n))
-    held.pop(0, None)
-    return [
-        index
-        for index, text in enumerate(texts)
-        if not any(len(words_of(text)) >= size and grams(text, size) & shared for size, shared in held.items())
-    ]
+        if words := words_of(text):
+            held.setdefault(min(n, len(words)), set()).update(grams(text, n))
+    return held
+
+
+def overlaps(text: str, held: Mapping[int, set[str]]) -> bool:
+    """Whether a text shares a run of words with evaluation texts, as `held_out` gave them."""
+    return any(not shared.isdisjoint(grams(text, size)) for size, shared in held.items())
+
+
+def clean(texts: Iterable[str], evaluation: Iterable[str], *, n: int = 13) -> list[int]:
+    """Indices of the texts that share no run of ``n`` words with an evaluation text."""
+    held = held_out(evaluation, n=n)
+    return [index for index, text in enumerate(texts) if not overlaps(text, held)]

@@ -47,4 +47,5 @@ def _message(message: Mapping[str, Any]) -> str:
         f"\n<code>{html.escape(call['name'])}({html.escape(json.dumps(call['arguments'], ensure_ascii=False))})</code>"
         for call in calls
     )
-    return f"<div class='m {role}'><small>{role}</small>\n{thought}{html.escape(message.get('content') or '')}{called}</div>"
+    text = html.escape(message.get("content") or "")
+    return f"<div class='m {role}'><small>{role}</small>\n{thought}{text}{called}</div>"

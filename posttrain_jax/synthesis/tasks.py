@@ -21,7 +21,7 @@ class Task:
     """What is to be done.
 
     Attributes:
-      index: its number.
+      index: number of the attempt at it.
       world, level, seed: the episode.
       variant: how it looks.
       rubrics: success criteria and the expected use of tools, in words.
@@ -36,9 +36,14 @@ class Task:
 
 
 async def task(
-    index: int, names: Sequence[str], seed: int, max_level: int, real: Sequence[Mapping[str, Any]] = ()
+    index: int,
+    names: Sequence[str],
+    seed: int,
+    max_level: int,
+    real: Sequence[Mapping[str, Any]] = (),
+    attempts: int = 1,
 ) -> Task:
-    """Task number ``index``: worlds and levels take turns, questions are of the training split.
+    """The task of attempt number ``index``: worlds and levels take turns, questions are of the training split.
 
     Args:
       index: from 0.
@@ -46,12 +51,14 @@ async def task(
       seed: of the synthesis.
       max_level: hardest level.
       real: declarations of tools to distract with.
+      attempts: at each task.
     """
-    world = names[index % len(names)]
-    level = index // len(names) % (1 + min(max_level, worlds.world(world).highest))
-    asked = worlds.problem(world, level, index, "train", seed)
+    number = index // attempts
+    world = names[number % len(names)]
+    level = number // len(names) % (1 + min(max_level, worlds.world(world).highest))
+    asked = worlds.problem(world, level, number, "train", seed)
     needed = await expert.tools_needed(world, level, asked.entry["seed"])
-    variant = evolution.evolved(world, needed, random.Random(f"variant/{seed}/{index}"), real)
+    variant = evolution.evolved(world, needed, random.Random(f"variant/{seed}/{number}"), real)
     return Task(index, world, level, asked.entry["seed"], variant, rubrics(variant, needed))
 
 

@@ -22,6 +22,7 @@ from posttrain_jax.rewards.judges.cache import Answers
 from posttrain_jax.rewards.judges.judge import JudgeFailed
 
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses that another try may mend
+REFUSING = {400, 413, 422}  # statuses that say something of this request alone
 LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 LARGEST = 1 << 24  # bytes of an answer
 
@@ -45,6 +46,10 @@ class Limits:
     rate: float = 0.0
     concurrency: int = 16
     budget: int = 0
+
+
+class Refused(JudgeFailed):
+    """The server will not answer this request, such as one that is too long."""
 
 
 class _Passing(Exception):
@@ -159,7 +164,7 @@ class Endpoint:
             told = error.read(200).decode(errors="replace").strip().partition("\n")[0]
             reason = f"HTTP {error.code} {told}".strip()
             if error.code not in PASSING:
-                raise JudgeFailed(f"{self.url}: {reason}") from error
+                raise (Refused if error.code in REFUSING else JudgeFailed)(f"{self.url}: {reason}") from error
             raise _Passing(reason, _seconds(error.headers.get("Retry-After"))) from error
         except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out, cut off
             raise _Passing(f"{type(error).__name__}: {error}") from error
