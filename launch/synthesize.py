@@ -117,12 +117,8 @@ def _real(given: Sequence[str]) -> list[dict[str, Any]]:
 def _texts(files: Sequence[str]) -> list[str]:
     from posttrain_jax.data.files import Lines
 
-    return [
-        line.decode(errors="replace")
-        for file in files
-        for lines in [Lines(file)]
-        for line in map(lines.__getitem__, range(len(lines)))
-    ]
+    opened = [Lines(file) for file in files]
+    return [lines[index].decode(errors="replace") for lines in opened for index in range(len(lines))]
 
 
 def _said(record: Any) -> str:
@@ -175,9 +171,8 @@ def _show(out: Path, report: dict[str, Any]) -> None:
 
     console = Console(highlight=False)
     console.print(f"{report['combinations']:,} verified combinations of tools and task in {out / 'records.jsonl'}")
-    console.print(
-        f"{report['toolsets']:,} toolsets of {report['tools']:,} tools, {len(report['application'])} applications"
-    )
+    places = len(report["application"])
+    console.print(f"{report['toolsets']:,} toolsets of {report['tools']:,} tools, {places} applications")
     for name in ("world", "perturbed", "outcomes", "rejected"):
         if report[name]:
             console.print(f"{name}: {', '.join(f'{key} {number:,}' for key, number in report[name].items())}")

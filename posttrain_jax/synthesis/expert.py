@@ -70,7 +70,7 @@ class _Hand:
     async def __call__(self, reasoning: str, *calls: Message) -> list[str]:
         told: dict[int, str] = {}
         why = reasoning
-        for _ in range(MOST_TRIES * len(calls)):
+        for _ in range(1 + MOST_TRIES * len(calls)):
             left = [i for i in range(len(calls)) if i not in told and calls[i]["name"] not in self.forgets]
             if not left:
                 return [told.get(i, "") for i in range(len(calls))]
@@ -130,6 +130,8 @@ async def played(world: str, level: int, seed: int, variant: Variant, forgets: f
                 await hand.answer(words or CARELESS_WORDS)
     except _Gone:
         raise Unsolved("the episode ended early") from None
+    except (ValueError, LookupError, RuntimeError) as error:  # a solver that does not find what it looks for
+        raise Unsolved(f"{type(error).__name__}: {error}") from error
     finally:
         await environment.close()
     if not hand.over:

@@ -24,9 +24,13 @@ async def attempt(task: Task) -> Attempt:
 
 
 async def careless(task: Task) -> Record | None:
-    """A trajectory of the same task that changes nothing and claims that it is done; None if that was rewarded."""
+    """A trajectory of the same task that changes nothing and claims that it is done; None if that was rewarded, or
+    leads nowhere."""
     changing = frozenset(name for name, verb in VERBS[task.world].items() if not verb.reads)
-    episode = await expert.played(task.world, task.level, task.seed, task.variant, changing)
+    try:
+        episode = await expert.played(task.world, task.level, task.seed, task.variant, changing)
+    except Unsolved:
+        return None
     return record(task, episode, "careless") if episode.reward == 0.0 else None
 
 
