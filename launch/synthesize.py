@@ -145,7 +145,7 @@ def _endpoint(values: Any, out: Path) -> Iterator[Any]:
         temperature=values.temperature,
         key=os.environ.get("OPENAI_API_KEY", ""),
         limits=Limits(concurrency=values.concurrency),
-        cache=out / "answers.jsonl",
+        cache=out / "answers.sqlite",
     ) as endpoint:
         yield endpoint
 
