@@ -144,7 +144,7 @@ def _endpoint(values: Any, out: Path) -> Iterator[Any]:
         max_tokens=values.max_tokens,
         temperature=values.temperature,
         key=os.environ.get("OPENAI_API_KEY", ""),
-        limits=Limits(concurrency=values.concurrency),
+        limits=Limits(concurrency=values.concurrency, attempts=values.tries),
         cache=out / "answers.sqlite",
     ) as endpoint:
         yield endpoint
@@ -194,6 +194,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_integer("max_tokens", 4096, "tokens of an answer of the model", lower_bound=1, **add)
     flags.DEFINE_float("temperature", 1.0, "of the model", lower_bound=0.0, **add)
     flags.DEFINE_integer("turns", 30, "answers of an episode of the model", lower_bound=1, **add)
+    flags.DEFINE_integer("tries", 5, "of a request to the model, if it fails", lower_bound=1, **add)
     flags.DEFINE_integer("attempts", 1, "at each task; more than one tells pass@1", lower_bound=1, **add)
     flags.DEFINE_boolean("judge", False, "the model also checks trajectories against the task's rubrics", **add)
     flags.DEFINE_boolean("simulate_user", False, "the model also plays the user", **add)

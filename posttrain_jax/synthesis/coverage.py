@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 from jaxtyping import Float
 
-BUCKETS = 512
+BUCKETS = 256
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#9498a0")
 
 
