@@ -116,7 +116,7 @@ def _openapi(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 required += schema.get("required", ())
             schema = {"type": "object", "properties": properties, "required": list(dict.fromkeys(required))}
             about = operation.get("summary") or operation.get("description")
-            yield _tool(operation.get("operationId") or f"{method}_{path}", about, schema)
+            yield _tool(operation.get("operationId") or f"{method} {path}", about, schema)
 
 
 def _resolved(value: Any, document: Mapping[str, Any], depth: int = 0) -> Any:
