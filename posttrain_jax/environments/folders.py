@@ -9,7 +9,7 @@ from posttrain_jax.environments.expert import Say, call, matched, sentences
 from posttrain_jax.environments.stateful import Goal, Stateful
 from posttrain_jax.environments.tools import Tool, ToolError, tool
 
-FOLDERS = ("docs", "pics", "work", "work/tax", "home", "home/fun", "old", "tmp")
+FOLDERS: tuple[str, ...] = ("docs", "pics", "work", "work/tax", "home", "home/fun", "old", "tmp")
 STEMS = ("plan", "note", "bill", "song", "mail", "test", "idea", "team", "menu", "code", "poem", "deal")
 KINDS = ("txt", "csv", "md", "png")
 WORDS = ("red", "blue", "green", "pink", "gray", "gold")

@@ -157,13 +157,10 @@ def served(monkeypatch):
 
 def as_served(message):
     """An assistant's message as a server writes it: arguments are JSON text, calls have ids."""
+    functions = [call["function"] for call in message.get("tool_calls", ())]
     calls = [
-        {
-            "id": f"c{i}",
-            "type": "function",
-            "function": {**c["function"], "arguments": json.dumps(c["function"]["arguments"])},
-        }
-        for i, c in enumerate(message.get("tool_calls", ()))
+        {"id": f"c{i}", "type": "function", "function": {**each, "arguments": json.dumps(each["arguments"])}}
+        for i, each in enumerate(functions)
     ]
     return {"role": "assistant", "content": message["content"] or None} | ({"tool_calls": calls} if calls else {})
 

@@ -78,13 +78,8 @@ def test_equal_entries_estimate_the_jaccard_similarity():
 def test_texts_that_share_a_run_of_words_with_the_evaluation_go():
     held = " ".join(text(0))
     run = " ".join(text(0)[40:53])
-    texts = [
-        f"so: {run}.",
-        " ".join(text(0)[40:52]),
-        "What is 2 + 2?",
-        "and what is 2 + 2, then",
-        "小明有三个苹果和两个梨",
-    ]
+    part = " ".join(text(0)[40:52])
+    texts = [f"so: {run}.", part, "What is 2 + 2?", "and what is 2 + 2, then", "小明有三个苹果和两个梨"]
     assert near_duplicates.clean(texts, [held]) == [1, 2, 3, 4]
     assert near_duplicates.clean(texts, ["what is 2 2", ""]) == [0, 1, 4]
     assert near_duplicates.clean(texts, ["三个苹果"]) == [0, 1, 2, 3]
@@ -109,13 +104,8 @@ def test_tasks_worth_learning_come_hardest_first():
 def test_other_words_are_read_strictly():
     original = "Send 5 from Ann to Bob."
     assert rephrasing.read_text("<text>Bob gets 5 of Ann's.</text>\n", original) == "Bob gets 5 of Ann's."
-    for bad in (
-        "Bob gets 5.",
-        "<text>Bob gets 6.</text>",
-        "Sure: <text>5</text>",
-        "<text></text>",
-        "<text>5<text>5</text>",
-    ):
+    marked = ("<text>Bob gets 6.</text>", "Sure: <text>5</text>", "<text></text>", "<text>5<text>5</text>")
+    for bad in ("Bob gets 5.", *marked):
         assert rephrasing.read_text(bad, original) is None
 
 
