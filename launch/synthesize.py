@@ -183,25 +183,34 @@ def _show(out: Path, report: dict[str, Any]) -> None:
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
-    add = {"flag_values": values}
-    flags.DEFINE_string("out", None, "folder; what an earlier run left there is continued", **add)
-    flags.DEFINE_integer("count", 3000, "records", lower_bound=1, **add)
-    flags.DEFINE_string("worlds", "", "worlds between commas (all)", **add)
-    flags.DEFINE_integer("max_level", 3, "hardest level of a world", lower_bound=0, **add)
-    flags.DEFINE_integer("seed", 0, "of all that is drawn", **add)
-    flags.DEFINE_string("generator", "procedural", "procedural, or a URL that speaks OpenAI's chat completions", **add)
-    flags.DEFINE_string("model", "default", "model behind the URL", **add)
-    flags.DEFINE_integer("max_tokens", 4096, "tokens of an answer of the model", lower_bound=1, **add)
-    flags.DEFINE_float("temperature", 1.0, "of the model", lower_bound=0.0, **add)
-    flags.DEFINE_integer("turns", 30, "answers of an episode of the model", lower_bound=1, **add)
-    flags.DEFINE_integer("tries", 5, "of a request to the model, if it fails", lower_bound=1, **add)
-    flags.DEFINE_integer("attempts", 1, "at each task; more than one tells pass@1", lower_bound=1, **add)
-    flags.DEFINE_boolean("judge", False, "the model also checks trajectories against the task's rubrics", **add)
-    flags.DEFINE_boolean("simulate_user", False, "the model also plays the user", **add)
-    flags.DEFINE_list("tools", [], "files of real tools to distract with: functions, OpenAPI, MCP's tools/list", **add)
-    flags.DEFINE_list("evaluation", [], "files; records that share 13 words with a line of them are left out", **add)
-    flags.DEFINE_integer("pairs", 0, "records of which preference pairs are made as well", lower_bound=0, **add)
-    flags.DEFINE_integer("concurrency", 16, "tasks at a time", lower_bound=1, **add)
+    flags.DEFINE_string("out", None, "folder; what an earlier run left there is continued", flag_values=values)
+    flags.DEFINE_integer("count", 3000, "records", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("worlds", "", "worlds between commas (all)", flag_values=values)
+    flags.DEFINE_integer("max_level", 3, "hardest level of a world", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "of all that is drawn", flag_values=values)
+    flags.DEFINE_string(
+        "generator", "procedural", "procedural, or a URL that speaks OpenAI's chat completions", flag_values=values
+    )
+    flags.DEFINE_string("model", "default", "model behind the URL", flag_values=values)
+    flags.DEFINE_integer("max_tokens", 4096, "tokens of an answer of the model", lower_bound=1, flag_values=values)
+    flags.DEFINE_float("temperature", 1.0, "of the model", lower_bound=0.0, flag_values=values)
+    flags.DEFINE_integer("turns", 30, "answers of an episode of the model", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("tries", 5, "of a request to the model, if it fails", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("attempts", 1, "at each task; more than one tells pass@1", lower_bound=1, flag_values=values)
+    flags.DEFINE_boolean(
+        "judge", False, "the model also checks trajectories against the task's rubrics", flag_values=values
+    )
+    flags.DEFINE_boolean("simulate_user", False, "the model also plays the user", flag_values=values)
+    flags.DEFINE_list(
+        "tools", [], "files of real tools to distract with: functions, OpenAPI, MCP's tools/list", flag_values=values
+    )
+    flags.DEFINE_list(
+        "evaluation", [], "files; records that share 13 words with a line of them are left out", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "pairs", 0, "records of which preference pairs are made as well", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_integer("concurrency", 16, "tasks at a time", lower_bound=1, flag_values=values)
     return values
 
 
