@@ -1,51 +1,23 @@
-"""A customer of the shop who knows how: the demonstrations of `shop.Shop`."""
+"""A customer of the shop who knows how: solves what `shop.Shop` asks."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
-from posttrain_jax.chat.format import Message
-from posttrain_jax.environments.shop import Shop
+from posttrain_jax.environments.expert import Say, call
 
 Look = dict[str, tuple[int, int]]  # price and stock of an item
 
 
-async def demonstrate(level: int, seed: int) -> dict[str, Any]:
-    """An episode that is rewarded: it looks at what decides, fills the basket, and pays.
-
-    Returns:
-      A record of `data.sources`: messages and tools.
-    """
-    shop = Shop(level)
-    observation = await shop.reset(seed)
-    messages: list[Message] = [*observation.messages]
-    order = str(messages[-1]["content"])
-
-    async def say(reasoning: str, *calls: Message) -> list[str]:
-        messages.append(
-            {
-                "role": "assistant",
-                "content": "",
-                "reasoning_content": reasoning,
-                "tool_calls": [{"type": "function", "function": call} for call in calls],
-            }
-        )
-        step = await shop.step(messages[-1])
-        messages.extend(step.messages)
-        return [str(message["content"]) for message in step.messages]
-
+async def solve(order: str, say: Say) -> None:
+    """Looks at what decides, fills the basket, and pays."""
     unknown = undecided(order)
-    told = await say("look first", *(_call("look", item=item) for item in unknown)) if unknown else []
+    told = await say("look first", *(call("look", item=item) for item in unknown)) if unknown else []
     seen = {item: _numbers(text) for item, text in zip(unknown, told, strict=True)}
     basket, why = decided(order, seen)
     if bought := {item: count for item, count in basket.items() if count}:
-        await say(why, *(_call("add", item=item, count=count) for item, count in bought.items()))
-    await say("pay", _call("pay"))
-    while messages[-1]["role"] == "tool":
-        messages.pop()  # nobody answers what comes last
-    await shop.close()
-    return {"messages": messages, "tools": list(observation.tools)}
+        await say(why, *(call("add", item=item, count=count) for item, count in bought.items()))
+    await say("pay", call("pay"))
 
 
 def undecided(order: str) -> list[str]:
@@ -93,7 +65,3 @@ def _wishes(order: str) -> list[str]:
 def _numbers(shelf: str) -> tuple[int, int]:
     price, stock = map(int, re.findall(r"\d+", shelf))
     return price, stock
-
-
-def _call(name: str, **arguments: Any) -> Message:
-    return {"name": name, "arguments": arguments}

@@ -6,15 +6,27 @@ import asyncio
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import xxhash
 
 from posttrain_jax.data import tasks
 from posttrain_jax.data.tasks import Problem
-from posttrain_jax.environments import code, repository, shop, shop_expert
+from posttrain_jax.environments import (
+    appointments,
+    bank,
+    code,
+    database,
+    expert,
+    folders,
+    repository,
+    shop,
+    shop_expert,
+)
 from posttrain_jax.environments.environment import Environment
+from posttrain_jax.environments.expert import Solve
+from posttrain_jax.environments.stateful import Stateful
 from posttrain_jax.environments.tools.sandboxed import shared
 from posttrain_jax.errors import UserError
 
@@ -26,20 +38,38 @@ class World:
     Attributes:
       make: an environment of a level.
       question: what the episode of a level and seed asks, in words; it decides the split.
-      demonstrate: a rewarded episode of a level and seed, as a record of `data.sources`; None if nobody can.
+      solve: does what an episode asks; None if nobody can.
       highest: level.
       canary: an environment of a level that asks the same and that no honest answer solves; see `rewards.alarm`.
     """
 
     make: Callable[[int], Environment]
     question: Callable[[int, int], str]
-    demonstrate: Callable[[int, int], Coroutine[Any, Any, dict[str, Any]]] | None = None
+    solve: Solve | None = None
     highest: int = 0
     canary: Callable[[int], Environment] | None = None
 
+    async def demonstrate(self, level: int, seed: int) -> dict[str, Any]:
+        """A rewarded episode of a level and seed, as a record of `data.sources`.
+
+        Raises:
+          ValueError: nobody solves this world.
+        """
+        if self.solve is None:
+            raise ValueError("a world without a solver")
+        return await expert.demonstrated(self.make(level), self.solve, seed)
+
+
+def _stateful(kind: type[Stateful], solve: Solve) -> World:
+    return World(kind, kind.question, solve, kind.highest)
+
 
 WORLDS: dict[str, World] = {
-    "shop": World(shop.Shop, shop.question, shop_expert.demonstrate, shop.HIGHEST_LEVEL),
+    "shop": World(shop.Shop, shop.question, shop_expert.solve, shop.HIGHEST_LEVEL),
+    "calendar": _stateful(appointments.Appointments, appointments.solve),
+    "files": _stateful(folders.Folders, folders.solve),
+    "database": _stateful(database.Database, database.solve),
+    "bank": _stateful(bank.Bank, bank.solve),
 }
 
 
@@ -125,10 +155,9 @@ def demonstration(name: str, level: int, index: int, seed: int) -> dict[str, Any
       UserError: what `problem` finds, or nobody demonstrates this world.
     """
     asked = problem(name, level, index, "train", seed)
-    demonstrate = world(name).demonstrate
-    if demonstrate is None:
+    if world(name).solve is None:
         raise UserError(f"world {name!r} has no demonstrations: name sft.data, or leave out the stage 'sft'")
-    return asyncio.run(demonstrate(asked.level, asked.entry["seed"]))
+    return asyncio.run(world(name).demonstrate(asked.level, asked.entry["seed"]))
 
 
 def heldout(names: Sequence[str], max_level: int, count: int, seed: int) -> list[Problem]:

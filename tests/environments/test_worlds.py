@@ -7,7 +7,6 @@ import pytest
 from posttrain_jax.data import sources, tasks
 from posttrain_jax.environments import worlds
 from posttrain_jax.environments.shop import HIGHEST_LEVEL, Shop, question
-from posttrain_jax.environments.shop_expert import demonstrate
 from posttrain_jax.errors import UserError
 
 
@@ -45,7 +44,7 @@ def test_a_world_from_elsewhere_is_found_by_its_path():
 @pytest.mark.parametrize("level", range(HIGHEST_LEVEL + 1))
 def test_demonstrations_are_rewarded(level):
     for seed in range(60):
-        record = asyncio.run(demonstrate(level, seed))
+        record = asyncio.run(worlds.world("shop").demonstrate(level, seed))
         calls = [message for message in record["messages"] if message["role"] == "assistant"]
         assert record["messages"][-1] is calls[-1] and calls[-1]["tool_calls"][0]["function"]["name"] == "pay"
 

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import ThreadPoolExecutor as Threads
 from pathlib import Path
@@ -21,6 +22,7 @@ from posttrain_jax.rewards.judges.cache import Answers
 from posttrain_jax.rewards.judges.judge import JudgeFailed
 
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses that another try may mend
+REFUSING = {400, 413, 422}  # statuses that say something of this request alone
 LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 LARGEST = 1 << 24  # bytes of an answer
 
@@ -44,6 +46,10 @@ class Limits:
     rate: float = 0.0
     concurrency: int = 16
     budget: int = 0
+
+
+class Refused(JudgeFailed):
+    """The server will not answer this request, such as one that is too long."""
 
 
 class _Passing(Exception):
@@ -96,28 +102,36 @@ class Endpoint:
         Raises:
           JudgeFailed: with the last failure, after all attempts; or the budget is spent.
         """
-        body = json.dumps({**self._body, "messages": messages, "seed": seed}, sort_keys=True)
-        name = hashlib.sha256(body.encode()).hexdigest()
+        return await self._asked({"messages": messages, "seed": seed}, _content)
+
+    async def answer(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+        """The answer's whole message, which may call ``tools``; raises `JudgeFailed` like `ask`."""
+        more = {"tools": tools} if tools else {}
+        return json.loads(await self._asked({"messages": messages, "seed": seed, **more}, _message))
+
+    async def _asked(self, asked: dict[str, Any], read: Callable[[bytes], str]) -> str:
+        body = json.dumps({**self._body, **asked}, sort_keys=True)
+        name = hashlib.sha256((body if read is _content else f"{read.__name__} {body}").encode()).hexdigest()
         kept = self.answers.get(name)
         if kept is not None:
             return kept
         future = self._under_way.get(name)
         if future is None:
-            future = self._under_way[name] = self._threads.submit(self._tries, name, body.encode())
+            future = self._under_way[name] = self._threads.submit(self._tries, name, body.encode(), read)
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
         finally:
             if future.done():
                 self._under_way.pop(name, None)
 
-    def _tries(self, name: str, body: bytes) -> str:
+    def _tries(self, name: str, body: bytes, read: Callable[[bytes], str]) -> str:
         jitter, reason = random.Random(name), "no attempt was allowed"
         for attempt in range(self.limits.attempts):
             self._turn()
             if not self.answers.take(self.limits.budget):
                 raise JudgeFailed(f"the budget of {self.limits.budget} calls is spent")
             try:
-                answer = self._call(body)
+                answer = read(self._call(body))
             except _Passing as failure:
                 reason = str(failure)
                 pause = self.limits.backoff * 2**attempt * (0.5 + jitter.random())
@@ -140,21 +154,20 @@ class Endpoint:
         if self._closed.wait(max(seconds, 0.0)):
             raise JudgeFailed(f"{self.url}: closed")
 
-    def _call(self, body: bytes) -> str:
+    def _call(self, body: bytes) -> bytes:
         deadline = time.monotonic() + self.limits.timeout
         request = urllib.request.Request(self.url, body, self._headers, method="POST")
         try:
             with urllib.request.urlopen(request, timeout=self.limits.timeout) as response:
-                content = _read(response, deadline)
+                return _read(response, deadline)
         except urllib.error.HTTPError as error:
             told = error.read(200).decode(errors="replace").strip().partition("\n")[0]
             reason = f"HTTP {error.code} {told}".strip()
             if error.code not in PASSING:
-                raise JudgeFailed(f"{self.url}: {reason}") from error
+                raise (Refused if error.code in REFUSING else JudgeFailed)(f"{self.url}: {reason}") from error
             raise _Passing(reason, _seconds(error.headers.get("Retry-After"))) from error
         except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out, cut off
             raise _Passing(f"{type(error).__name__}: {error}") from error
-        return _content(content)
 
 
 def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
@@ -176,10 +189,20 @@ def _seconds(header: str | None) -> float:
 def _content(body: bytes) -> str:
     """The text of a chat completion; a model that said nothing said ""."""
     try:
-        message = json.loads(body)["choices"][0]["message"]
-        content = message["content"]
+        content = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError) as error:
         raise _Passing(f"not a chat completion: {body[:80]!r}") from error
     if content is not None and not isinstance(content, str):
         raise _Passing(f"content is not text: {body[:80]!r}")
     return content or ""
+
+
+def _message(body: bytes) -> str:
+    """The message of a chat completion, as JSON."""
+    try:
+        message = json.loads(body)["choices"][0]["message"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise _Passing(f"not a chat completion: {body[:80]!r}") from error
+    if not isinstance(message, dict):
+        raise _Passing(f"the message is no object: {body[:80]!r}")
+    return json.dumps(message)
