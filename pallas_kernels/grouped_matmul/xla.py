@@ -19,9 +19,6 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.grouped_matmul.quantized import Quantized
 
 CHUNKS = (4, 1)  # blocks in a chunk of a sum: more sizes take longer to compile (benchmarks/results/kernels_cpu.json)
-    4,
-    1,
-)  # blocks in a chunk of a sum over rows: more sizes take longer to compile (benchmarks/results/kernels_cpu.json)
 
 
 def products(
