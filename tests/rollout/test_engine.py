@@ -273,12 +273,13 @@ def test_what_cannot_be_asked_is_said(engine, weights, arch, limits, prompts):
     assert engine.generate(weights, [], key) == []
 
 
-def test_neighbours_change_no_bit_where_a_prefill_is_of_many_tokens(arch, model):
-    """Many enough for experts to take their rows in blocks."""
-    limits = Limits(slots=4, max_prompt=128, max_response=4, decode_chunk=4, prefill_batch=4, stop_tokens=())
-    engine = Engine(arch, limits)
+def test_neighbours_change_no_bit_where_slots_are_long(arch, model):
+    """So long that experts take a prefill's rows in blocks, and a prompt could be read in fewer tokens by parts."""
+    limits = Limits(slots=4, max_prompt=512, max_response=8, decode_chunk=4, prefill_batch=2, stop_tokens=())
+    longer = dataclasses.replace(arch, max_length=limits.positions)
+    engine = Engine(longer, limits)
     weights, rng = engine.load(nnx.state(model)), np.random.default_rng(0)
-    asked = [Request(rng.integers(4, 80, length).tolist(), seed, 4) for seed, length in enumerate((5, 128, 40, 99))]
+    asked = [Request(rng.integers(4, 80, n).tolist(), n, 8) for n in (5, 300, 17, 9, 60, 33)]
     for request, beside in zip(asked, engine.complete(weights, asked), strict=True):
         (alone,) = engine.complete(weights, [request])
         assert alone.logprobs.tobytes() == beside.logprobs.tobytes()
