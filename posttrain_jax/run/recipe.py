@@ -29,6 +29,11 @@ class Precision:
     overlap: bool = setting(
         False, "TPU: collectives run inside kernels; of some shapes XLA's compiler dies of it: plan first"
     )
+    qat: str = setting(
+        "none",
+        "quantisation-aware training: routed experts compute as their INT4 form would",
+        choices=("none", "int4"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +179,7 @@ class Rollout:
     sharded: bool = setting(
         False, "all devices decode together, weights and caches split; or each process alone, on its first device"
     )
+    int4: bool = setting(False, "routed experts in INT4, in groups of 32 as Kimi K2-Thinking has them")
 
 
 OBJECTIVES = (

@@ -55,7 +55,8 @@ def make_engine(
     )
     limits = Limits(**{**limits, **overrides})
     shared = mesh if recipe.rollout.sharded else None
-    return Engine(recipe.model, limits, banks=banks, compute_dtype=recipe.precision.compute, mesh=shared)
+    compute, int4 = recipe.precision.compute, recipe.rollout.int4
+    return Engine(recipe.model, limits, banks=banks, compute_dtype=compute, mesh=shared, int4=int4)
 
 
 def make_model(recipe: Recipe) -> Callable[[], Decoder]:
@@ -67,4 +68,5 @@ def make_model(recipe: Recipe) -> Callable[[], Decoder]:
         param_dtype=precision.params,
         compute_dtype=precision.compute,
         remat=precision.remat,
+        qat=precision.qat,
     )
