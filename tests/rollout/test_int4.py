@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from posttrain_jax.models import glm_4_6
+from posttrain_jax import hf
+from posttrain_jax.models import glm_4_6, minimax_m2
 from posttrain_jax.models.decoder import Decoder
 from posttrain_jax.parallel.mesh import make_mesh
 from posttrain_jax.quant import int4
@@ -139,3 +140,21 @@ def test_the_gradient_of_an_aware_trainer_passes_to_the_weights_as_they_are(arch
 
     aware, plain = gradient(weights, "int4"), gradient(dequantised(weights), "none")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), aware, plain)
+
+
+def test_what_is_released_in_int4_is_what_was_sampled_with(arch, make_model, tmp_path):
+    released = dataclasses.replace(minimax_m2.TINY, layers=2, vocab=96, hidden=64, expert_ffn=32, experts=4)
+    model = make_model(released)
+    engine = Engine(released, LIMITS, int4=True)
+    hf.save(model, tmp_path, form="int4")
+    greedy = [dataclasses.replace(request, temperature=0.0) for request in asked()]
+    before, after = (engine.load(nnx.state(m)) for m in (model, hf.load(tmp_path, dtype="float32")))
+
+    def experts(weights):
+        return [leaf for leaf in jax.tree.leaves(weights) if leaf.dtype == jnp.int4]
+
+    assert len(experts(before)) == 3 * released.layers
+    for one, two in zip(experts(before), experts(after), strict=True):
+        np.testing.assert_array_equal(one, two)
+    said = [[one.tokens.tolist() for one in engine.complete(weights, greedy)] for weights in (before, after)]
+    assert said[0] == said[1]
