@@ -1,6 +1,5 @@
 """Rollouts recorded without training, and trained on without rolling out."""
 
-import numpy as np
 import pytest
 
 from tests.launch.conftest import arrays
@@ -23,14 +22,10 @@ def test_recorded_and_replayed_the_first_update_is_that_of_a_plain_run(launcher,
     ):
         ended = launcher.train(workdir, *SETTINGS, *more)
         assert ended.returncode == 0, ended.stderr
-    whole, kept, again = (arrays(workdir, 13)["weights"] for workdir in (plain, recording, replaying))
-    assert flat(again) == flat(whole) != flat(kept) == flat(arrays(recording, 12)["weights"])
+    whole, kept, again = (weights(workdir, 13) for workdir in (plain, recording, replaying))
+    assert again == whole != kept == weights(recording, 12)
 
 
-def flat(tree):
-    """All bytes of a tree of arrays."""
-    if isinstance(tree, dict):
-        return b"".join(flat(tree[name]) for name in sorted(tree))
-    if isinstance(tree, (list, tuple)):
-        return b"".join(map(flat, tree))
-    return np.asarray(tree).tobytes()
+def weights(workdir, step):
+    """Every weight's bytes, by its name."""
+    return {name: array.tobytes() for name, array in arrays(workdir, step).items() if name.startswith("weights.")}
