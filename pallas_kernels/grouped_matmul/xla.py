@@ -1,7 +1,10 @@
 """Grouped products in plain jnp, for groups padded to whole blocks of rows.
 
-A loop over the groups cuts each group's rows into chunks, large ones first: one matrix product a chunk, whose size the
-compiler knows. No matrix is copied but once for its group, and rows past a group are never touched.
+A loop over the groups cuts each group's rows into chunks: one matrix product a chunk, whose size the compiler knows. No
+matrix is copied but once for its group, and rows past a group are never touched.
+
+Where a row stands for itself all chunks are one block: XLA sums in another order in products of another size, and no
+bit of a row may depend on how many rows its group has. Sums over rows take large chunks first.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.grouped_matmul.quantized import Quantized
 
-CHUNKS = (4, 1)  # blocks in a chunk: more sizes take longer to compile (benchmarks/results/kernels_cpu.json)
+CHUNKS = (4, 1)  # blocks in a chunk of a sum: more sizes take longer to compile (benchmarks/results/kernels_cpu.json)
 
 
 def products(
@@ -55,7 +58,7 @@ def products(
             pairs = zip(out, chunk(start, size, own), strict=True)
             return [jax.lax.dynamic_update_slice_in_dim(o, x, start, 0) for o, x in pairs]
 
-        return _in_chunks(step, len(lhs[0]), group_sizes, g, block, out)
+        return _in_chunks(step, (block,), group_sizes, g, out)
 
     shapes = jax.eval_shape(lambda: chunk(0, block, [m[0] for m in matrices]))
     out = [jnp.zeros((len(lhs[0]), x.shape[1]), x.dtype) for x in shapes]
@@ -72,13 +75,15 @@ def transposed_product(
 ) -> Float[Array, "groups inner outer"]:
     """lhsᵀ rhs over the rows of each group: the gradient of the matrices. Groups without rows get zeros."""
 
+    sizes = tuple(blocks * block for blocks in CHUNKS if blocks * block <= len(lhs))
+
     def group(g, total):
         def step(start, size, total):
             rows = _rows(lhs, start, size), _rows(rhs, start, size)
             found = jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
             return total.at[g].add(found)
 
-        return _in_chunks(step, len(lhs), group_sizes, g, block, total)
+        return _in_chunks(step, sizes, group_sizes, g, total)
 
     total = jnp.zeros((len(group_sizes), lhs.shape[1], rhs.shape[1]), jnp.float32)
     return jax.lax.fori_loop(0, len(group_sizes), group, total).astype(dtype)
@@ -88,11 +93,11 @@ def _rows(x, start, size):
     return jax.lax.dynamic_slice_in_dim(x, start, size)
 
 
-def _in_chunks(step, rows, group_sizes, g, block, carry):
-    """``step(first row, size, carry)`` for every chunk of group ``g``."""
+def _in_chunks(step, sizes, group_sizes, g, carry):
+    """``step(first row, size, carry)`` for every chunk of group ``g``, of the first of the ``sizes`` that fits."""
     end = jnp.cumsum(group_sizes)[g]
     start = end - group_sizes[g]
-    for size in (blocks * block for blocks in CHUNKS if blocks * block <= rows):
+    for size in sizes:
         count = (end - start) // size
         one = lambda i, carry, start=start, size=size: step(start + i * size, size, carry)  # noqa: E731
         carry = jax.lax.fori_loop(0, count, one, carry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -42,6 +43,9 @@ class Decoder(nnx.Module):
     of stack s (`Architecture.stacks`); ``remat`` names what a layer's backward pass finds stored (`REMAT`). Without
     ``scan``, ``layers[i]`` stand one by one: the form for decoding, where slicing a stacked weight at every token would
     copy it (`unstack` turns the first form's weights into the second's).
+
+    ``qat="int4"`` is training for INT4: the routed experts compute with what their INT4 form holds, and gradients pass
+    to the weights as they are.
     """
 
     def __init__(
@@ -53,28 +57,25 @@ class Decoder(nnx.Module):
         compute_dtype: str = "float32",
         remat: str = "none",
         scan: bool = True,
+        qat: str = "none",
     ):
         dtype = jnp.dtype(param_dtype)
         if remat not in REMAT:
             raise ValueError(f"remat={remat!r} is not one of {', '.join(REMAT)}")
         self.arch, self.compute_dtype, self.remat, self.scan = arch, compute_dtype, remat, scan
+        layer = partial(Layer, arch, rngs=rngs, dtype=dtype, qat=qat)
         self.embed = parameter(rngs, (arch.vocab, arch.hidden), ("vocab", "embed"), stddev=1.0, dtype=dtype)
         if scan:
             self.stacks = nnx.List(
-                [
-                    nnx.List(
-                        [Layer(arch, kind, rngs=rngs, dtype=dtype, stack=(stack.repeats,)) for kind in stack.pattern]
-                    )
-                    for stack in arch.stacks
-                ]
+                [nnx.List([layer(kind, stack=(stack.repeats,)) for kind in stack.pattern]) for stack in arch.stacks]
             )
         else:
-            self.layers = nnx.List([Layer(arch, arch.kind(i), rngs=rngs, dtype=dtype) for i in range(arch.layers)])
+            self.layers = nnx.List([layer(arch.kind(i)) for i in range(arch.layers)])
         self.norm = constant(1.0, (arch.hidden,), ("norm",), dtype=dtype)
         std = arch.hidden**-0.5
         self.head = parameter(rngs, (arch.hidden, arch.vocab), ("embed", "vocab"), stddev=std, dtype=dtype)
         if arch.mtp_layers:
-            self.mtp = NextToken(arch, rngs=rngs, dtype=dtype)
+            self.mtp = NextToken(arch, rngs=rngs, dtype=dtype, qat=qat)
 
     def __call__(
         self,

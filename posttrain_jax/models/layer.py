@@ -38,7 +38,14 @@ class Layer(nnx.Module):
     """Pre-norm: x + f(norm(x)), twice. Post-norm (MiniMax-M1): α·norm(x) + β·f(norm(x)), twice."""
 
     def __init__(
-        self, arch: Architecture, kind: LayerKind, *, rngs: nnx.Rngs, dtype: jnp.dtype, stack: tuple[int, ...] = ()
+        self,
+        arch: Architecture,
+        kind: LayerKind,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+        stack: tuple[int, ...] = (),
+        qat: str = "none",
     ):
         self.arch, self.kind = arch, kind
         names = ("layers",) * len(stack)
@@ -50,7 +57,7 @@ class Layer(nnx.Module):
         if kind.ffn == DENSE:
             self.ffn = FeedForward(arch.hidden, arch.dense_ffn, arch.layers, rngs=rngs, dtype=dtype, stack=stack)
         else:
-            self.ffn = MixtureOfExperts(arch, rngs=rngs, dtype=dtype, stack=stack)
+            self.ffn = MixtureOfExperts(arch, rngs=rngs, dtype=dtype, stack=stack, qat=qat)
 
     def __call__(
         self,

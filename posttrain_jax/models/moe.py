@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.grouped_matmul import Quantized
 from posttrain_jax.models.architecture import Architecture
 from posttrain_jax.models.ffn import FeedForward
 from posttrain_jax.models.parts import constant, linear, parameter
 from posttrain_jax.parallel.experts import experts
+from posttrain_jax.quant import int4
 
 
 class Routing(NamedTuple):
@@ -47,10 +49,15 @@ def route(
 
 
 class MixtureOfExperts(nnx.Module):
-    """Routed SwiGLU experts, and shared ones where the architecture has them."""
+    """Routed SwiGLU experts, and shared ones where the architecture has them.
 
-    def __init__(self, arch: Architecture, *, rngs: nnx.Rngs, dtype: jnp.dtype, stack: tuple[int, ...] = ()):
-        self.arch = arch
+    The routed ones' matrices may be `Quantized`. With ``qat="int4"`` they are plain and compute as INT4 would.
+    """
+
+    def __init__(
+        self, arch: Architecture, *, rngs: nnx.Rngs, dtype: jnp.dtype, stack: tuple[int, ...] = (), qat: str = "none"
+    ):
+        self.arch, self.qat = arch, qat
         names = ("layers",) * len(stack)
         number, hidden, ffn = arch.experts, arch.hidden, arch.expert_ffn
         std, down_std = hidden**-0.5, ffn**-0.5 / (2 * arch.layers) ** 0.5
@@ -74,6 +81,12 @@ class MixtureOfExperts(nnx.Module):
         bias = self.bias[...] if arch.selection_bias else None
         top_k, scaling = arch.experts_per_token, arch.routed_scaling
         chosen, weights, scores = route(logits, bias, top_k, scoring=arch.scoring, scaling=scaling, replayed=replayed)
-        matrices = [w[...].astype(x.dtype) for w in (self.gate, self.up, self.down)]
+        matrices = [self._matrices(w, x.dtype) for w in (self.gate, self.up, self.down)]
         mixed = experts(x, chosen, weights.astype(x.dtype), *matrices)
         return mixed + self.shared(x) if arch.shared_experts else mixed, Routing(chosen, scores)
+
+    def _matrices(self, weight: nnx.Param, dtype: jnp.dtype) -> Float[Array, "experts inner outer"] | Quantized:
+        held = weight.get_value()
+        if isinstance(held, Quantized):
+            return held
+        return (int4.fake_quantized_experts(held) if self.qat == "int4" else held).astype(dtype)

@@ -17,14 +17,14 @@ from posttrain_jax.models.rope import Rotation
 class NextToken(nnx.Module):
     """norm(layer(W [norm(embedding of t+1) ; norm(hidden of t)])): the state the main head reads t+2 from."""
 
-    def __init__(self, arch: Architecture, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, arch: Architecture, *, rngs: nnx.Rngs, dtype: jnp.dtype, qat: str = "none"):
         self.arch = arch
         hidden = arch.hidden
         self.embed_norm = constant(1.0, (hidden,), ("norm",), dtype=dtype)
         self.hidden_norm = constant(1.0, (hidden,), ("norm",), dtype=dtype)
         std = (2 * hidden) ** -0.5
         self.join = parameter(rngs, (2 * hidden, hidden), (None, "embed"), stddev=std, dtype=dtype)
-        self.layer = Layer(arch, arch.kind(arch.layers), rngs=rngs, dtype=dtype)
+        self.layer = Layer(arch, arch.kind(arch.layers), rngs=rngs, dtype=dtype, qat=qat)
         self.norm = constant(1.0, (hidden,), ("norm",), dtype=dtype)
 
     def __call__(

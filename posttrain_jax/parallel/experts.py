@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import expert_ffn
 from pallas_kernels.backends import device_form
+from pallas_kernels.grouped_matmul import Quantized
 from posttrain_jax.parallel.placement import along, current, summed, whole
 from posttrain_jax.parallel.rounds import exchanged_experts
 
@@ -31,17 +32,17 @@ def experts(
     x: Float[Array, "batch length hidden"],
     chosen: Int[Array, "batch length top_k"],
     weights: Float[Array, "batch length top_k"],
-    gate: Float[Array, "experts hidden ffn"],
-    up: Float[Array, "experts hidden ffn"],
-    down: Float[Array, "experts ffn hidden"],
+    gate: Float[Array, "experts hidden ffn"] | Quantized,
+    up: Float[Array, "experts hidden ffn"] | Quantized,
+    down: Float[Array, "experts ffn hidden"] | Quantized,
 ) -> Float[Array, "batch length hidden"]:
     """y = Σ_e w_e · down_e(silu(gate_e x) ⊙ up_e x) over each token's chosen experts."""
     place = current()
     if place is None:
         return expert_ffn(_flat(x), _flat(chosen), _flat(weights), gate, up, down).reshape(x.shape)
     tokens = place.spec(("batch", "length"), x.shape[:2])
-    inward = place.spec(("expert", "embed", "expert_ffn"), gate.shape)
-    outward = place.spec(("expert", "expert_ffn", "embed"), down.shape)
+    inward = place.spec(("expert", "embed", "expert_ffn"), coarsest(gate))
+    outward = place.spec(("expert", "expert_ffn", "embed"), coarsest(down))
     stored, inner = along(inward, 0), along(inward, 2)
     split = along(tokens, 0) + along(tokens, 1)
     joined, alike = tuple(a for a in inner if a in split), tuple(a for a in inner if a not in split)
@@ -53,11 +54,14 @@ def experts(
     fetched = tuple(a for a in stored if a not in over)
     sizes = tuple(place.mesh.shape[a] for a in fetched)
 
+    def wide(matrices, names, axis):
+        return jax.tree.map(lambda w: whole(whole(w, names, axis), fetched[::-1], 0), matrices)
+
     def local(x, chosen, weights, gate, up, down):
         numbered = _turned(_flat(chosen), sizes, gate.shape[0])
         flat = _taken_in(_flat(x), joined), _taken_in(numbered, joined), _taken_in(_flat(weights), joined)
-        gate, up = (whole(whole(w, along(inward, 1), 1), fetched[::-1], 0) for w in (gate, up))
-        down = whole(whole(down, along(outward, 2), 2), fetched[::-1], 0)
+        gate, up = (wide(w, along(inward, 1), 1) for w in (gate, up))
+        down = wide(down, along(outward, 2), 2)
         if not over:
             y = expert_ffn(*flat, gate, up, down)
         elif _ragged(place.exchange.form, len(flat[0]) * place.size(over)) and over == shared and len(over) == 1:
@@ -76,6 +80,11 @@ def experts(
         check_vma=False,
     )
     return run(x, chosen, weights, gate, up, down)
+
+
+def coarsest(matrices: Float[Array, "experts inner outer"] | Quantized) -> tuple[int, ...]:
+    """The shape by which matrices may be cut: of quantised ones that of their scales, so that groups stay whole."""
+    return (matrices.scales if isinstance(matrices, Quantized) else matrices).shape
 
 
 def _flat(x):
@@ -116,8 +125,8 @@ def _taken_in(rows, names):
 def _gathered_experts(tokens, chosen, weights, gate, up, down, over, shared, apart):
     """Own experts over all tokens of the group; ``shared`` axes split tokens too, ``apart`` ones hold copies."""
     tokens, chosen, weights = (_taken_in(y, shared) for y in (tokens, chosen, weights))
-    own = chosen - jax.lax.axis_index(over) * len(gate)
-    own = jnp.where((own >= 0) & (own < len(gate)), own, len(gate))
+    own = chosen - jax.lax.axis_index(over) * gate.shape[0]
+    own = jnp.where((own >= 0) & (own < gate.shape[0]), own, gate.shape[0])
     y = expert_ffn(tokens, own, weights, gate, up, down)
     y = jax.lax.psum(y, apart) if apart else y
     return jax.lax.psum_scatter(y, shared, tiled=True) if shared else y

@@ -136,7 +136,7 @@ def _bring_home(total, rows, now):
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def _exchanged(tokens, chosen, weights, gate, up, down, axis_name, quota):
-    plan, top_k = _plan(chosen, len(gate), axis_name, quota), chosen.shape[1]
+    plan, top_k = _plan(chosen, gate.shape[0], axis_name, quota), chosen.shape[1]
 
     def one(number, total):
         now = _round(plan, number, axis_name, quota)
@@ -155,7 +155,7 @@ def _forward(tokens, chosen, weights, gate, up, down, axis_name, quota):
 
 def _backward(axis_name, quota, saved, gradient):
     tokens, chosen, weights, gate, up, down = saved
-    plan, top_k = _plan(chosen, len(gate), axis_name, quota), chosen.shape[1]
+    plan, top_k = _plan(chosen, gate.shape[0], axis_name, quota), chosen.shape[1]
 
     def one(number, total):
         d_tokens, d_weights, d_matrices = total

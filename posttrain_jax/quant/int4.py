@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.grouped_matmul import Quantized
+
 GROUP = 32
 LARGEST = 7
 SMALLEST_SCALE = 1e-5  # of a group of zeros
@@ -81,6 +83,19 @@ def fake_quantize(
 
 
 fake_quantize.defvjp(lambda weight, group: (fake_quantize(weight, group), None), lambda group, _, gradient: (gradient,))
+
+
+def quantize_experts(weight: Float[Array, "*leading inputs outputs"], group: int = GROUP) -> Quantized:
+    """Matrices that lie as our experts' do, inputs first, in the form that `pallas_kernels` multiplies with."""
+    q, scale = quantize(weight.swapaxes(-1, -2), group)
+    return Quantized(q.swapaxes(-1, -2).astype(jnp.int4), scale.swapaxes(-1, -2))
+
+
+def fake_quantized_experts(
+    weight: Float[Array, "*leading inputs outputs"], group: int = GROUP
+) -> Float[Array, "*leading inputs outputs"]:
+    """`fake_quantize` of matrices with inputs first: what `quantize_experts` computes with."""
+    return jnp.swapaxes(fake_quantize(weight.swapaxes(-1, -2), group), -1, -2)
 
 
 def _grouped(values: Any, group: int) -> Any:

@@ -207,8 +207,13 @@ class Bank:
         return -(-tokens // self.engine.limits.read_chunk)
 
     def _reads_whole(self, length: int, common: int) -> bool:
-        """Whether a prompt is better prefilled in one go than in parts behind what is ``common``."""
+        """Whether a prompt is better prefilled in one go than in parts behind what is ``common``.
+
+        The two differ in their last bits. Without ``reuse`` its length alone decides, never how many others wait.
+        """
         limits = self.engine.limits
+        if not self.reuse:
+            return length <= limits.max_prompt
         return length <= limits.max_prompt <= self._parts(length - common) * limits.read_chunk
 
     def _soon(self, prompt: np.ndarray, common: int) -> bool:

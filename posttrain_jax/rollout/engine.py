@@ -16,10 +16,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
 
+from pallas_kernels.grouped_matmul import Quantized
 from posttrain_jax.models.architecture import Architecture
 from posttrain_jax.models.decoder import Decoder, abstract, unstack
 from posttrain_jax.parallel import exchange, placement
 from posttrain_jax.parallel import mesh as meshes
+from posttrain_jax.parallel.experts import coarsest
+from posttrain_jax.quant import int4 as quant
 from posttrain_jax.rollout import decode, speculative
 from posttrain_jax.rollout.bank import Bank
 from posttrain_jax.rollout.request import Completion, Request
@@ -46,8 +49,14 @@ class Engine:
         compute_dtype: str = "float32",
         mesh: Mesh | None = None,
         device: Any = None,
+        int4: bool = False,
     ):
-        """Raises ValueError where the model's length cannot hold a prompt and a response, or it cannot draft."""
+        """With ``int4`` the routed experts are quantised by `load` (`quant.int4`); all else stays as it is.
+
+        Raises:
+          ValueError: the model's length cannot hold a prompt and a response, it cannot draft, or the inputs of its
+            experts are not whole groups.
+        """
         if limits.draft:
             speculative.check(arch)
         if limits.positions > arch.max_length:
@@ -63,6 +72,8 @@ class Engine:
 
         def load(weights):
             def cast(path, leaf):
+                if int4 and _routed(path, leaf):
+                    return quant.quantize_experts(leaf)
                 exact = any(name in str(key) for key in path for name in ("router", "bias", "head"))
                 return leaf if exact else leaf.astype(compute_dtype)
 
@@ -73,7 +84,7 @@ class Engine:
         lying = slots_lying = None
         if mesh is not None and mesh.size > 1:
             _, placed = abstract(lambda: make(rngs=nnx.Rngs(0)), mesh, meshes.SAMPLE)
-            lying = [leaf.sharding for leaf in jax.tree.leaves(placed)]
+            lying = jax.tree.leaves(jax.tree_util.tree_map_with_path(partial(_lying, mesh, int4), placed))
             slots_lying = jax.tree_util.tree_map_with_path(partial(_slot_sharding, mesh), jax.eval_shape(empty))
         self._lying, self._slots_lying = lying, slots_lying
 
@@ -250,6 +261,23 @@ class Engine:
             prompts.add(prompt)
             newcomers[slot] = ticket
         return newcomers
+
+
+def _routed(path: tuple, leaf: Any) -> bool:
+    """Whether a weight, of layers that stand apart, is a routed expert's."""
+    names = [str(getattr(key, "key", key)) for key in path]
+    return len(leaf.shape) == 3 and "ffn" in names and any(name in names for name in ("gate", "up", "down"))
+
+
+def _lying(mesh: Mesh, int4: bool, path: tuple, leaf: jax.ShapeDtypeStruct) -> Any:
+    """Where a weight lies; both parts of a quantised one as its scales can."""
+    if not (int4 and _routed(path, leaf)):
+        return leaf.sharding
+    scales = coarsest(jax.eval_shape(quant.quantize_experts, leaf))
+    outward = any(str(getattr(key, "key", key)) == "down" for key in path)
+    axes = ("expert", "expert_ffn", "embed") if outward else ("expert", "embed", "expert_ffn")
+    here = meshes.sharding(axes, scales, mesh, meshes.SAMPLE)
+    return Quantized(here, here)  # pyright: ignore[reportArgumentType] places, not arrays
 
 
 # of what attention keeps, the axis of heads beside that of slots

@@ -29,6 +29,11 @@ class Precision:
     overlap: bool = setting(
         False, "TPU: collectives run inside kernels; of some shapes XLA's compiler dies of it: plan first"
     )
+    qat: str = setting(
+        "none",
+        "quantisation-aware training: routed experts compute as their INT4 form would",
+        choices=("none", "int4"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +188,7 @@ class Rollout:
     sharded: bool = setting(
         False, "all devices decode together, weights and caches split; or each process alone, on its first device"
     )
+    int4: bool = setting(False, "routed experts in INT4, in groups of 32 as Kimi K2-Thinking has them")
 
 
 OBJECTIVES = (
@@ -364,6 +370,12 @@ class RL:
     mismatch_alarm: float = setting(
         0.1, "mean |log π_trainer - log π_sampler| of a step that is warned of; 0 is off", minimum=0.0
     )
+    debug: str = setting(
+        "none",
+        "rollout_only records what is sampled and trains nothing; train_only trains on what was recorded",
+        choices=("none", "rollout_only", "train_only"),
+    )
+    rollouts: str = setting("", "where rl.debug records steps and finds them; empty is rollouts/ of the run")
     replay_routing: bool = setting(False, "train through the experts that the sampler's tokens went to (R3)")
     format_reward: float = setting(0.1, "reward of a well-formed but wrong answer", minimum=0.0)
     overlong_buffer: int = setting(16, "tokens before the limit over which the length penalty grows", minimum=0)

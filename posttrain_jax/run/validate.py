@@ -24,6 +24,8 @@ STAGES = ("sft", "reward_model", "dpo", "rl")
 DATA_SPECS = ("tasks", "jsonl:PATH", "tfds:NAME", "FILE.jsonl", "FILE.json")
 PAIR_SPECS = tuple(spec for spec in DATA_SPECS if not spec.startswith("tfds"))
 
+GROUP = 32  # inputs that share a scale in INT4; `quant.int4` needs JAX, and a recipe is checked without
+
 
 class InvalidRecipe(UserError):
     """A configuration with mistakes; ``problems`` has one sentence for each."""
@@ -233,6 +235,15 @@ def _rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             ("rl.carry_over", "rollout.sharded"),
             f"config.rl.carry_over={rl.carry_over}: not with config.rollout.sharded=True; the nearest is 0",
         )
+    if rollout.int4 or recipe.precision.qat == "int4":
+        for name in ("hidden", "expert_ffn"):
+            if getattr(model, name) % GROUP:
+                yield (
+                    (f"model.{name}", "rollout.int4", "precision.qat"),
+                    f"config.model.{name}={getattr(model, name)}: no multiple of {GROUP}, and INT4"
+                    f" (config.rollout.int4, config.precision.qat) has groups of {GROUP};"
+                    f" the nearest is {max(round(getattr(model, name) / GROUP), 1) * GROUP}",
+                )
     if rl.minibatches > rl.prompts:
         yield (
             ("rl.minibatches", "rl.prompts"),

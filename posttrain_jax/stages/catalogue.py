@@ -190,6 +190,7 @@ def _rl(shared: Shared, state: TrainState, start: int, cursor: Mapping[str, Any]
             draws=cursor.get("draws", 0),
             samples_per_step=recipe.run.samples_per_step,
             scoring=scoring,
+            rollouts=Path(settings.rollouts) if settings.rollouts else shared.workdir / "rollouts",
             judging=make_judging(recipe, shared.chat, shared.mesh, shared.workdir),
             flight=flight,
         )

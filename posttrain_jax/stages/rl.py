@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from posttrain_jax.objectives.mismatch import SPREAD, percentile
 from posttrain_jax.parallel import mesh as meshes
 from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.run.recipe import RL, Tasks
+from posttrain_jax.stages import replaying
 from posttrain_jax.stages.critic import split_critic
 from posttrain_jax.stages.experience import Judged, collect, sample, statistics
 from posttrain_jax.stages.flight import Flight
@@ -54,6 +56,7 @@ def train(
     flight: Flight | None = None,
     judging: Judging | None = None,
     scoring: Scoring | None = None,
+    rollouts: Path | None = None,
 ) -> Iterator[Step]:
     """Yields after every step from ``start`` + 1 to ``settings.steps``.
 
@@ -62,7 +65,7 @@ def train(
     ``state.reward``; what it has seen is in the cursor too. The metric ``mismatch`` is the mean
     |log π_trainer - log π_sampler| before the first update: what the two implementations of one model disagree by. Its
     99th percentile, its largest and the divergence stand beside it. A ``flight`` collects what is of many turns, or
-    goes on beyond a step.
+    goes on beyond a step. ``rollouts`` is where ``settings.debug`` records steps, or finds them.
     """
     loss = make_loss(graph, settings, optimizing.watch)
     update = make_update(optimizing.optimizer, loss, state, optimizing.after, optimizing.overlap)
@@ -71,17 +74,23 @@ def train(
         settings, engine.limits.positions, engine.limits.max_response, mesh, flight.episodes.segments if flight else 1
     )
     for number in range(start + 1, settings.steps + 1):
-        weights = engine.load(split_critic(state.weights)[0])
+        load = partial(engine.load, split_critic(state.weights)[0])
         step_key = jax.random.fold_in(key, number)
-        if flight:
-            experience = flight.collect(weights, number - 1, draws)
+        if settings.debug == "train_only":
+            experience = replaying.read(_folder(rollouts), number)
+        elif flight:
+            experience = flight.collect(load(), number - 1, draws)
         else:
-            told = settings, questions, engine, weights, chat, curriculum, step_key, draws, judging
+            told = settings, questions, engine, load(), chat, curriculum, step_key, draws, judging
             experience = collect(*told, **({"mix": partial(scoring, state.reward)} if scoring else {}))
         draws = experience.draws
         metrics: dict[str, Any] = statistics(experience)
         version = number - 1 if settings.carry_over else None
-        batches = (prepare(deal, sft_data, version) for deal in prepare.minibatches(experience.groups))
+        deals = prepare.minibatches(experience.groups)
+        if settings.debug == "rollout_only":
+            replaying.write(_folder(rollouts), number, experience, chat)
+            deals = []
+        batches = (prepare(deal, sft_data, version) for deal in deals)
         if hindsight:  # by the weights that sampled, so before the first update
             batches = [(n, hindsight(state.weights, state.reference, batch, n)) for n, batch in batches]
         batch, updates = None, []
@@ -105,6 +114,12 @@ def train(
             ],
             batch=batch,
         )
+
+
+def _folder(rollouts: Path | None) -> Path:
+    if rollouts is None:
+        raise ValueError("rl.debug needs a folder of rollouts")
+    return rollouts
 
 
 class Preparation:

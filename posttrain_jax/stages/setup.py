@@ -58,8 +58,9 @@ def make_engine(
     )
     limits = Limits(**{**limits, **overrides})
     shared, apart = mesh if recipe.rollout.sharded else None, jax.devices()[-1] if recipe.rollout.beside else None
-    compute = recipe.precision.compute
-    return Engine(recipe.model, limits, banks=banks, compute_dtype=compute, mesh=shared, device=apart)
+    where = {"mesh": shared, "device": apart}
+    compute, int4 = recipe.precision.compute, recipe.rollout.int4
+    return Engine(recipe.model, limits, banks=banks, compute_dtype=compute, int4=int4, **where)
 
 
 def training_mesh(recipe: Recipe) -> Mesh:
@@ -88,4 +89,5 @@ def make_model(recipe: Recipe) -> Callable[[], Decoder]:
         param_dtype=precision.params,
         compute_dtype=precision.compute,
         remat=precision.remat,
+        qat=precision.qat,
     )

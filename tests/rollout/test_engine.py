@@ -14,6 +14,7 @@ from posttrain_jax.models.decoder import abstract
 from posttrain_jax.parallel import mesh as meshes
 from posttrain_jax.rollout.decode import Limits
 from posttrain_jax.rollout.engine import Engine
+from posttrain_jax.rollout.request import Request
 
 MAX_PROMPT, MAX_RESPONSE = 12, 14
 LENGTHS = (3, 12, 1, 7, 5, 11, 2, 9, 4)
@@ -270,3 +271,15 @@ def test_what_cannot_be_asked_is_said(engine, weights, arch, limits, prompts):
     with pytest.raises(ValueError, match="max_length=20"):
         Engine(dataclasses.replace(arch, max_length=20), limits)
     assert engine.generate(weights, [], key) == []
+
+
+def test_neighbours_change_no_bit_where_slots_are_long(arch, model):
+    """So long that experts take a prefill's rows in blocks, and a prompt could be read in fewer tokens by parts."""
+    limits = Limits(slots=4, max_prompt=512, max_response=8, decode_chunk=4, prefill_batch=2, stop_tokens=())
+    longer = dataclasses.replace(arch, max_length=limits.positions)
+    engine = Engine(longer, limits)
+    weights, rng = engine.load(nnx.state(model)), np.random.default_rng(0)
+    asked = [Request(rng.integers(4, 80, n).tolist(), n, 8) for n in (5, 300, 17, 9, 60, 33)]
+    for request, beside in zip(asked, engine.complete(weights, asked), strict=True):
+        (alone,) = engine.complete(weights, [request])
+        assert alone.logprobs.tobytes() == beside.logprobs.tobytes()
