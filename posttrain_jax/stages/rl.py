@@ -73,6 +73,7 @@ def train(
     for number in range(start + 1, settings.steps + 1):
         weights = engine.load(split_critic(state.weights)[0])
         step_key = jax.random.fold_in(key, number)
+        curriculum.progress = (number - 1) / max(1, settings.steps - 1)
         if flight:
             experience = flight.collect(weights, number - 1, draws)
         else:
@@ -80,6 +81,7 @@ def train(
             experience = collect(*told, **({"mix": partial(scoring, state.reward)} if scoring else {}))
         draws = experience.draws
         metrics: dict[str, Any] = statistics(experience)
+        metrics |= {f"difficulty/{bucket}": cells for bucket, cells in curriculum.buckets().items()}
         version = number - 1 if settings.carry_over else None
         batches = (prepare(deal, sft_data, version) for deal in prepare.minibatches(experience.groups))
         if hindsight:  # by the weights that sampled, so before the first update

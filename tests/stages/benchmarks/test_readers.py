@@ -57,7 +57,7 @@ def test_humaneval_takes_a_whole_program_or_what_goes_on(question, confined):
     asked = question("humaneval")
     assert asked.grade(said("```python\ndef total(xs):\n    return sum(xs)\n```")).correct
     assert asked.grade(said("    return sum(xs)\n")).correct
-    assert not asked.grade(said("    return 3\n")).correct
+    assert not asked.grade(said("    return 4\n")).correct
     assert not asked.grade(said("```text\nnothing\n```")).well_formed
 
 
