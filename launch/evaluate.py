@@ -148,7 +148,7 @@ def _benchmarks(
             samples += [answering.sample(question, each, how) for question, several in pairs for each in several]
     if jax.process_index() != 0:
         return 0
-    found.sort(key=lambda score: [b.partition(":")[0] for b in benchmarks].index(score.benchmark))
+    found = scores.side_by_side(found)
     output = Path(values.output) if values.output else workdir / f"benchmarks-{model.stage}-{model.step}.json"
     write_json_atomic(
         output,

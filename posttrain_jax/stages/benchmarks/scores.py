@@ -81,6 +81,12 @@ def scores(
     return found
 
 
+def side_by_side(found: Sequence[Score]) -> list[Score]:
+    """The scores with those of one subset next to each other, one for each way of thinking."""
+    places = list(dict.fromkeys((score.benchmark, score.subset) for score in found))
+    return sorted(found, key=lambda score: places.index((score.benchmark, score.subset)))
+
+
 def _score(
     pairs: Sequence[tuple[Question, Sequence[Answer]]], benchmark: str, subset: str, samples: int, thinking: str
 ) -> Score:
