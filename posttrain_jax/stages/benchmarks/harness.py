@@ -100,9 +100,8 @@ class Asked:
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of both, split where the context ends; spaces at its end belong to the continuation."""
-        bare = context.rstrip()
-        whole, first = self._encoded(context + continuation), self._encoded(bare)
-        return (first or self._prefix()), whole[len(first) :]
+        whole, cut = self._encoded(context + continuation), len(self._encoded(context.rstrip()))
+        return whole[:cut] or self._prefix(), whole[cut:]
 
     def _encoded(self, text: str) -> list[int]:
         return self._chat.tokenizer.encode_with_specials(text)
