@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import command_line
 import processes
@@ -177,7 +178,7 @@ def _mode(word: str) -> bool | int:
     return word == "on"
 
 
-def _limits(values: flags.FlagValues) -> dict[str, int]:
+def _limits(values: flags.FlagValues) -> dict[str, Any]:
     """The engine's limits that are not the recipe's."""
     return {name: values[name].value for name in ("max_prompt", "max_response") if values[name].value is not None}
 

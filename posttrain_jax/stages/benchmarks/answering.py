@@ -46,7 +46,7 @@ def answer(
     chat: Chat,
     questions: Sequence[Question],
     *,
-    system: str = "",
+    system: str | None = None,
     samples: int = 1,
     temperature: float = 0.0,
     thinking: Thinking = True,
@@ -54,7 +54,7 @@ def answer(
     """``samples`` answers to each question; none to one that is longer than the engine's prompts.
 
     Args:
-      system: message before every question that brings none; empty adds none.
+      system: message before every question that brings none; None adds none.
       temperature: 0 is greedy.
       thinking: see `Thinking`; what no thinking means is the family's decision.
 
@@ -107,9 +107,9 @@ def sample(question: Question, answer: Answer, thinking: str) -> dict[str, Any]:
     }
 
 
-def _prompt(chat: Chat, question: Question, system: str, thinks: bool) -> list[int]:
+def _prompt(chat: Chat, question: Question, system: str | None, thinks: bool) -> list[int]:
     own = question.messages[0].get("role") == "system"
-    before = [{"role": "system", "content": system}] if system and not own else []
+    before = [] if own or system is None else [{"role": "system", "content": system}]
     return chat.encode([*before, *question.messages], question.tools, thinks, add_generation_prompt=True)[0]
 
 

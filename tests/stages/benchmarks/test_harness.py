@@ -16,6 +16,8 @@ from posttrain_jax.rollout.decode import Limits
 from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.stages.benchmarks import harness
 
+LOGITS = nnx.jit(lambda decoder, tokens: decoder(tokens))
+
 
 class LM:
     """The harness's base class, as far as it does anything when made."""
@@ -58,7 +60,9 @@ def lm(decoder, arch, chat):
 
 def logprobs_of(decoder, tokens):
     """Each token's log-probability after those before, and the likeliest one."""
-    logits = np.asarray(jax.nn.log_softmax(decoder(np.array([tokens]))))[0]
+    padded = np.zeros((1, 64), np.int32)
+    padded[0, : len(tokens)] = tokens
+    logits = np.asarray(jax.nn.log_softmax(LOGITS(decoder, padded)))[0, : len(tokens)]
     return logits[np.arange(len(tokens) - 1), tokens[1:]], logits[:-1].argmax(-1)
 
 
@@ -79,14 +83,26 @@ def test_the_likelihood_is_of_the_continuation_alone(lm, decoder, chat):
         assert greedy == (best[own].tolist() == whole[len(before) :])
 
 
-def test_what_is_generated_greedily_is_the_greedy_continuation_and_ends_where_asked(lm, chat):
+def test_the_likeliest_token_is_the_greedy_continuation(lm, decoder, chat):
+    encode, seen = chat.tokenizer.encode, 0
+    for context in ("one", "two and", "gcd", "12", "Alice", "horses", "numbers 4", "what is"):
+        best = int(logprobs_of(decoder, [*encode(context), 0])[1][-1])
+        text = chat.tokenizer.decode([best])
+        if encode(context + text) == [*encode(context), best]:
+            assert lm.loglikelihood([Instance((context, text))])[0][1]
+            seen += 1
+    assert seen > 1
+
+
+def test_greedy_text_is_what_the_model_says_and_ends_where_asked(lm, decoder, chat):
+    tokens = chat.tokenizer.encode("one and")
+    for _ in range(6):
+        tokens.append(int(logprobs_of(decoder, [*tokens, 0])[1][-1]))
+    expected = chat.tokenizer.decode(tokens[-6:])
     [text] = lm.generate_until([Instance(("one and", {"until": [], "max_gen_toks": 6}))])
-    [(_, greedy)] = lm.loglikelihood([Instance(("one and", text))])
-    again = chat.tokenizer.encode_with_specials("one and" + text)
-    tokens = chat.tokenizer.encode_with_specials("one and") + chat.tokenizer.encode_with_specials(text)
-    assert text and (greedy or again != tokens)
-    [cut] = lm.generate_until([Instance(("one and", {"until": [text[2:4]], "max_gen_toks": 6}))])
-    assert cut == text.partition(text[2:4])[0]
+    assert text == expected and len(text) > 4
+    [cut] = lm.generate_until([Instance(("one and", {"until": [text[3:5], "never"], "max_gen_toks": 6}))])
+    assert cut == text.partition(text[3:5])[0]
 
 
 def test_a_long_text_is_scored_in_windows(lm, decoder, chat):

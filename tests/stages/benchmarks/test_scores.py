@@ -11,6 +11,7 @@ from posttrain_jax.rewards.verdict import broken, judged
 from posttrain_jax.rollout.request import Completion
 from posttrain_jax.stages.benchmarks import answering, scores
 from posttrain_jax.stages.benchmarks.question import Question, content, user
+from posttrain_jax.stages.experience import prompt_tokens
 
 TOOL = {
     "type": "function",
@@ -84,6 +85,14 @@ def test_thinking_is_left_out_where_it_is_off(chat):
     [[answer]], _, engine = run(chat, [question(0)], ["2"], thinking=False)
     assert answer.verdict.correct
     assert chat.tokenizer.decode(engine.asked[0].prompt).endswith("<think>\n\n</think>\n\n")
+
+
+def test_a_question_is_asked_as_in_training_behind_the_system_message(chat):
+    own = [{"role": "system", "content": "own"}, *user("x")]
+    brings = Question("sums", "all", "1", own, lambda message: judged(True, "", ""))
+    _, _, engine = run(chat, [question(0), brings], [RIGHT, RIGHT], system="Think.")
+    assert list(engine.asked[0].prompt) == prompt_tokens(chat, "Think.", "question 0")
+    assert "own" in (said := chat.tokenizer.decode(engine.asked[1].prompt)) and "Think." not in said
 
 
 def test_calls_that_fit_their_tools_are_counted_and_markup_that_breaks_is_bad_form(chat):
