@@ -1,5 +1,6 @@
 """lm-evaluation-harness's interface over an engine: its class is stood in for, what it calls is not."""
 
+import abc
 import dataclasses
 import sys
 import types
@@ -19,11 +20,20 @@ from posttrain_jax.stages.benchmarks import harness
 LOGITS = nnx.jit(lambda decoder, tokens: decoder(tokens))
 
 
-class LM:
-    """The harness's base class, as far as it does anything when made."""
+class LM(abc.ABC):
+    """The harness's base class: what it sets when made, and what it wants."""
 
     def __init__(self):
         self._rank, self._world_size = 0, 1
+
+    @abc.abstractmethod
+    def loglikelihood(self, requests): ...
+
+    @abc.abstractmethod
+    def loglikelihood_rolling(self, requests): ...
+
+    @abc.abstractmethod
+    def generate_until(self, requests): ...
 
 
 @dataclasses.dataclass
