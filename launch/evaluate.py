@@ -70,7 +70,7 @@ def _answer(
     from posttrain_jax.stages import evaluation, trained
     from posttrain_jax.stages.experience import sample
 
-    model = trained.load(recipe, workdir, **_limits(values))
+    model = trained.load(recipe, workdir, **_limits(values, recipe))
     score = evaluation.evaluate(
         model.engine,
         model.weights,
@@ -130,7 +130,7 @@ def _benchmarks(
                 questions += heldout.read(names, level, values.problems or recipe.evaluation.problems, seed)
             else:
                 questions += readers.read(spec, graders, values.problems)
-        model = trained.load(recipe, workdir, **_limits(values))
+        model = trained.load(recipe, workdir, **_limits(values, recipe))
         found, samples = [], []
         for mode in modes:
             how = {True: "on", False: "off"}[mode] if isinstance(mode, bool) else str(mode)
@@ -178,9 +178,16 @@ def _mode(word: str) -> bool | int:
     return word == "on"
 
 
-def _limits(values: flags.FlagValues) -> dict[str, Any]:
+def _limits(values: flags.FlagValues, recipe: Recipe) -> dict[str, Any]:
     """The engine's limits that are not the recipe's."""
-    return {name: values[name].value for name in ("max_prompt", "max_response") if values[name].value is not None}
+    own = {name: values[name].value for name in ("max_prompt", "max_response") if values[name].value is not None}
+    prompt, response = (own.get(name, getattr(recipe.rollout, name)) for name in ("max_prompt", "max_response"))
+    if prompt + response > recipe.model.max_length:
+        raise UserError(
+            f"--max_prompt={prompt} and --max_response={response} make {prompt + response} positions; "
+            f"the model has {recipe.model.max_length}: the longest prompt is {recipe.model.max_length - response}"
+        )
+    return own
 
 
 def _flags() -> flags.FlagValues:

@@ -37,6 +37,7 @@ def test_several_samples_give_pass_at_k_on_other_tasks(launcher, finished, tmp_p
         (["--samples=4"], "set --temperature=1"),
         (["--problems=0"], "--problems=0"),
         (["--benchmark=gsm8k:missing.jsonl"], "missing.jsonl is missing"),
+        (["--max_prompt=120"], "the longest prompt is 112"),
         (["--thinking=some"], "expected on, off, or a number of tokens"),
         (["--problems=1000000", "--max_level=0", "--tasks=products"], "held-out questions in all"),
     ],
