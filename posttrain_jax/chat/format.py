@@ -177,6 +177,26 @@ class Chat:
         stopped = list(sampled[-1:]) == [self.tokenizer.special(segments[end].text)]
         return self._tokenized(segments[end + stopped :])[0]
 
+    def thinking_marks(self) -> tuple[str, str, list[int]]:
+        """What opens an answer's thinking, what ends it, and the tokens between the last thought and the answer.
+
+        Raises:
+          ChatError: the format writes no thinking.
+        """
+        thought, answer = "\ue000", "\ue001"  # private characters: no template writes them
+        message = {"role": "assistant", "reasoning_content": thought, "content": answer}
+        segments = list(self.format.training([{"role": "user", "content": "?"}, message], (), True))
+        places = [i for mark in (thought, answer) for i, segment in enumerate(segments) if mark in segment.text]
+        if len(places) != 2:
+            raise ChatError("this format writes no thinking, so it has no budget: leave thinking off")
+        first, last = places
+        head = segments[first]._replace(text=segments[first].text.partition(thought)[2])
+        tail = segments[last]._replace(text=segments[last].text.partition(answer)[0])
+        closing = [head, *segments[first + 1 : last], tail]
+        opening = [segment.text for segment in segments[:first] if segment.special][-1]
+        ending = next(segment.text for segment in closing if segment.special)
+        return opening, ending, self._tokenized(closing)[0]
+
     def _tokenized(self, segments: Iterable[Segment]) -> tuple[list[int], list[int]]:
         tokens: list[int] = []
         loss_mask: list[int] = []

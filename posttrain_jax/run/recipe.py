@@ -61,6 +61,8 @@ class Tasks:
         minimum=0.0,
         maximum=1.0,
     )
+    weights: tuple = setting((), "RL's mixture: a task's share beside the others', 'gcd=2'; unnamed tasks weigh 1")
+    schedule: tuple = setting((), "weights that move in a line from RL's first step to its last: 'shop=0:1'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -391,6 +393,17 @@ class RL:
     )
     judge: Judge = dataclasses.field(default_factory=Judge)
     promote_at: float = setting(0.8, "curriculum: pass rate at which a task moves up a level", minimum=0.0, maximum=1.0)
+    effort: str = setting(
+        "variance",
+        "curriculum: of pass rate p, ask by p(1-p), or by failure, 1-p (Kimi K1.5), or all alike",
+        choices=("variance", "failure", "uniform"),
+    )
+    retire_at: float = setting(
+        1.0,
+        "curriculum: pass rate from which a level is not asked again (ScaleRL: 0.9); 1 never",
+        minimum=0.0,
+        maximum=1.0,
+    )
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     optimizer: Pace = dataclasses.field(default_factory=Pace)
 

@@ -303,6 +303,7 @@ def _name_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
                 yield ("tasks.names",), f"config.{error}"
         generated = gym.names() if any(map(gym.is_gym, recipe.tasks.names)) else ()
         lists.append(("tasks.names", recipe.tasks.names, (*TASKS, *WORLDS, *elsewhere, *generated)))
+    yield from _mixture_rules(recipe)
     if not recipe.stages:
         yield ("stages",), f"config.stages=(): nothing to do; name one or more of {', '.join(STAGES)}"
     budgets = [budget.partition("=") for budget in recipe.rl.budgets]
@@ -325,6 +326,29 @@ def _name_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
                 yield (key,), f"config.{key}: no {name!r}; the nearest is {good!r} (all: {', '.join(known)})"
             if names.count(name) > 1:
                 yield (key,), f"config.{key}: {name!r} is named {names.count(name)} times"
+
+
+def _mixture_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Weights of tasks, and that some task weighs something at either end of the run."""
+    if not (recipe.tasks.weights or recipe.tasks.schedule):
+        return
+    from posttrain_jax.data.curriculum import mixture
+    from posttrain_jax.data.tasks import TASKS
+
+    keys = "tasks.weights", "tasks.schedule"
+    try:
+        found = mixture(recipe.tasks.weights, recipe.tasks.schedule)
+    except ValueError as error:
+        yield keys, f"config.tasks.weights, config.tasks.schedule: {error}"
+        return
+    known = recipe.tasks.names or TASKS
+    for name in found:
+        if name not in known:
+            good = nearest(name, known)
+            yield keys, f"config.tasks.weights: no {name!r}; the nearest is {good!r} (all: {', '.join(known)})"
+    for end, when in enumerate(("first", "last")):
+        if not any(found.get(name, (1.0, 1.0))[end] for name in known):
+            yield keys, f"config.tasks.weights: no task weighs anything at the {when} step"
 
 
 def _data_rules(key: str, given: str, specs: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from posttrain_jax.chat.format import Chat
 from posttrain_jax.data import pairs, tasks
 from posttrain_jax.data import pipeline as data
-from posttrain_jax.data.curriculum import Curriculum
+from posttrain_jax.data.curriculum import Curriculum, mixture
 from posttrain_jax.data.sources import Source
 from posttrain_jax.data.sources import open as open_conversations
 from posttrain_jax.environments import worlds
@@ -166,7 +166,15 @@ def _rl(shared: Shared, state: TrainState, start: int, cursor: Mapping[str, Any]
     if settings.objective.ptx_weight:
         more = dict(rows=settings.objective.ptx_rows, length=settings.length, on_too_long="skip")
         sft_data = _batches(shared, "sft", cursor.get("sft_data"), **more)
-    curriculum = Curriculum(recipe.tasks.names or tasks.TASKS, recipe.tasks.max_level, settings.promote_at, recipe.seed)
+    curriculum = Curriculum(
+        recipe.tasks.names or tasks.TASKS,
+        recipe.tasks.max_level,
+        settings.promote_at,
+        recipe.seed,
+        effort=settings.effort,
+        retire_at=settings.retire_at,
+        mixture=mixture(recipe.tasks.weights, recipe.tasks.schedule),
+    )
     if cursor:
         curriculum.restore(cursor["curriculum"])
     scoring = Scoring(settings.reward, Scorer(shared.graph, settings.microbatch_rows, settings.length, shared.mesh))

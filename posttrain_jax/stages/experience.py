@@ -13,7 +13,7 @@ from flax import nnx
 
 from posttrain_jax.chat.format import Chat
 from posttrain_jax.data.curriculum import Curriculum
-from posttrain_jax.data.tasks import Problem
+from posttrain_jax.data.tasks import AREAS, Problem
 from posttrain_jax.environments import worlds
 from posttrain_jax.errors import UserError
 from posttrain_jax.parallel import exchange
@@ -332,7 +332,20 @@ def statistics(experience: Experience) -> dict[str, float]:
         "rounds": float(experience.rounds),
         **experience.tally.metrics(),
         **scored,
+        **_by_area(everything),
     }
+
+
+def _by_area(everything: Sequence[Judged]) -> dict[str, float]:
+    """``reward/arithmetic`` and the like, of every area that was asked; a world is an area of its own."""
+    found: dict[str, float] = {}
+    areas = [AREAS.get(t.problem.task, t.problem.task) for t in everything]
+    for area in sorted(set(areas)):
+        own = [t for t, each in zip(everything, areas, strict=True) if each == area]
+        found[f"reward/{area}"] = float(np.mean([t.reward for t in own]))
+        found[f"pass_rate/{area}"] = float(np.mean([t.verdict.correct for t in own]))
+        found[f"response_length/{area}"] = float(np.mean([t.length for t in own]))
+    return found
 
 
 def sample(chat: Chat, stage: str, step: int, trajectory: Judged) -> dict:

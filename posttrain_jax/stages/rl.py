@@ -76,6 +76,7 @@ def train(
     for number in range(start + 1, settings.steps + 1):
         load = partial(engine.load, split_critic(state.weights)[0])
         step_key = jax.random.fold_in(key, number)
+        curriculum.progress = (number - 1) / max(1, settings.steps - 1)
         if settings.debug == "train_only":
             experience = replaying.read(_folder(rollouts), number)
         elif flight:
@@ -85,6 +86,7 @@ def train(
             experience = collect(*told, **({"mix": partial(scoring, state.reward)} if scoring else {}))
         draws = experience.draws
         metrics: dict[str, Any] = statistics(experience)
+        metrics |= {f"difficulty/{bucket}": cells for bucket, cells in curriculum.buckets().items()}
         version = number - 1 if settings.carry_over else None
         deals = prepare.minibatches(experience.groups)
         if settings.debug == "rollout_only":

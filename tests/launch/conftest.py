@@ -21,6 +21,7 @@ SETTINGS = """
     sft.optimizer.learning_rate=2e-2 sft.optimizer.warmup_steps=1
     rollout.slots=8 rollout.max_prompt=96 rollout.max_response=16 rollout.decode_chunk=8 rollout.prefill_batch=2
     rl.steps=8 rl.prompts=3 rl.group_size=4 rl.minibatches=2 rl.length=128 rl.microbatch_rows=2
+    tasks.weights=spell_backward=1 tasks.schedule=gcd=1:0.5 rl.effort=failure rl.retire_at=0.95
     rl.max_rounds=3 rl.overlong_buffer=16 rl.overlong_penalty=0.5 rl.promote_at=0.5
     rl.optimizer.learning_rate=1e-3 rl.optimizer.warmup_steps=1
     evaluation.problems=8 run.checkpoint_every=4 run.keep=2

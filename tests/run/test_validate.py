@@ -76,6 +76,12 @@ def test_a_key_left_out_keeps_its_default():
         ),
         ({"optimizer__name": "muonclop"}, ["optimizer.name='muonclop'", "nearest is muonclip"]),
         ({"rl__budgets": ("gcd=32", "aiw=many")}, ["config.rl.budgets", "aiw='many'", "gcd=32"]),
+        ({"tasks__weights": ("gcd=two",)}, ["config.tasks.weights", "'gcd=two' is no entry", "gcd=2"]),
+        ({"tasks__schedule": ("gdc=0:1",)}, ["config.tasks.weights", "no 'gdc'", "nearest is 'gcd'"]),
+        (
+            {"tasks__names": ("gcd",), "tasks__schedule": ("gcd=1:0",)},
+            ["config.tasks.weights", "no task weighs anything at the last step"],
+        ),
         ({"rl__budgets": ("gdc=32",)}, ["config.rl.budgets", "no 'gdc'", "nearest is 'gcd'"]),
         ({"rl__minibatches": 33}, ["config.rl.minibatches=33", "prompts=32"]),
         ({"model__kv_heads": 3}, ["config.model", "heads=4", "kv_heads=3"]),

@@ -97,6 +97,24 @@ def test_it_gives_up_after_the_last_round(chat):
     assert numbers["groups"] == 0 and numbers["reward"] == pytest.approx(0.1) and numbers["well_formed"] == 1.0
 
 
+def test_every_area_that_was_asked_has_numbers_of_its_own(chat):
+    found, _, _ = gather(chat, lambda c, p, s: well_formed("12"))
+    arithmetic = dataclasses.replace(found.everything[0].problem, task="gcd")
+    logic = dataclasses.replace(found.everything[0].problem, task="aiw")
+    world = dataclasses.replace(found.everything[0].problem, task="shop")
+    everything = [
+        dataclasses.replace(found.everything[0], problem=problem, reward=reward)
+        for problem, reward in ((arithmetic, 1.0), (arithmetic, 0.0), (logic, 0.25), (world, 0.75))
+    ]
+    numbers = statistics(dataclasses.replace(found, everything=everything))
+    assert {k: v for k, v in numbers.items() if k.startswith("reward/")} == {
+        "reward/arithmetic": 0.5,
+        "reward/logic": 0.25,
+        "reward/shop": 0.75,
+    }
+    assert "reward/algebra" not in numbers and {"pass_rate/logic", "response_length/shop"} <= numbers.keys()
+
+
 def test_the_overlong_penalty_alone_makes_a_difference(chat):
     settings = dataclasses.replace(SETTINGS, overlong_buffer=8, format_reward=0.0)
     found, _, _ = gather(chat, lambda c, p, s: well_formed("no number " * (1 + s)), settings, max_response=40)
