@@ -67,6 +67,7 @@ def run(name: str, seed: int, options) -> list[tuple[int, float]]:
     from posttrain_jax.models.decoder import abstract
     from posttrain_jax.parallel.mesh import make_mesh
     from posttrain_jax.stages import rl
+    from posttrain_jax.stages.collecting import AtOnce
     from posttrain_jax.stages.critic import split_critic, with_critic
     from posttrain_jax.stages.evaluation import evaluate
     from posttrain_jax.stages.optimizing import make_optimizing
@@ -90,18 +91,17 @@ def run(name: str, seed: int, options) -> list[tuple[int, float]]:
         return evaluate(engine, engine.load(policy), chat, problems, system=recipe.tasks.system).overall
 
     curve = [(0, score(weights))]
+    curriculum = Curriculum(names, recipe.tasks.max_level, settings.promote_at, recipe.seed)
     steps = rl.train(
         settings,
         optimizing,
-        recipe.tasks,
         graph,
         fresh_state(with_critic(weights) if name == "ppo" else weights, optimizing.optimizer, mesh),
-        engine,
+        AtOnce(settings, recipe.tasks, engine, chat, curriculum, jax.random.key(seed)),
+        curriculum,
         chat,
-        Curriculum(names, recipe.tasks.max_level, settings.promote_at, recipe.seed),
+        rl.Preparation(settings, engine.limits.positions, engine.limits.max_response, mesh),
         None,
-        mesh,
-        key=jax.random.key(seed),
         start=0,
         draws=0,
         samples_per_step=0,

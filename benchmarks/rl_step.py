@@ -117,11 +117,15 @@ class InOrder:
         """Remembers nothing."""
         return {}
 
+    def buckets(self):
+        """Tells nothing."""
+        return {}
+
 
 def prompts_of(recipe, chat, count: int) -> list[list[int]]:
     """The first prompts that our loop will draw."""
     from posttrain_jax.data import tasks
-    from posttrain_jax.stages.experience import prompt_tokens
+    from posttrain_jax.stages.answering import prompt_tokens
 
     order, found, draw = InOrder(recipe.tasks.names or tasks.TASKS), [], 0
     while len(found) < count:
@@ -138,32 +142,33 @@ def our_steps(recipe, chat, split, steps: int):
 
     from posttrain_jax.data import tasks
     from posttrain_jax.parallel.mesh import make_mesh
-    from posttrain_jax.stages import experience, rl
+    from posttrain_jax.stages import answering, rl
+    from posttrain_jax.stages.collecting import AtOnce
     from posttrain_jax.stages.optimizing import make_optimizing
     from posttrain_jax.stages.setup import make_engine
     from posttrain_jax.stages.step import fresh_state
 
     graph, weights = split
-    judge, mesh = experience.judge, make_mesh(devices=jax.devices()[:1])
+    judge, mesh = answering.judge, make_mesh(devices=jax.devices()[:1])
 
     def judged(problem, prompt, completion, message, **settings):
         trajectory = judge(problem, prompt, completion, message, **settings)
         return dataclasses.replace(trajectory, reward=float(completion.tokens.mean()))
 
     optimizing = make_optimizing(recipe.rl.optimizer, steps * recipe.rl.minibatches, recipe.model)
-    with mock.patch.object(experience, "judge", judged):
+    settings, engine = dataclasses.replace(recipe.rl, steps=steps), make_engine(recipe, chat, stop_tokens=())
+    order = InOrder(recipe.tasks.names or tasks.TASKS)
+    with mock.patch.object(answering, "judge", judged):
         yield from rl.train(
-            dataclasses.replace(recipe.rl, steps=steps),
+            settings,
             optimizing,
-            recipe.tasks,
             graph,
             fresh_state(weights, optimizing.optimizer, mesh),
-            make_engine(recipe, chat, stop_tokens=()),
+            AtOnce(settings, recipe.tasks, engine, chat, order, jax.random.key(recipe.seed)),
+            order,
             chat,
-            InOrder(recipe.tasks.names or tasks.TASKS),
+            rl.Preparation(settings, engine.limits.positions, engine.limits.max_response, mesh),
             None,
-            mesh,
-            key=jax.random.key(recipe.seed),
             start=0,
             draws=0,
             samples_per_step=0,

@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from posttrain_jax.errors import UserError
-from posttrain_jax.run.validate import nearest
+from posttrain_jax.run.nearest import nearest
 
 ROOT = Path(__file__).resolve().parent.parent
 SAVED = 75  # exit code of launch/train.py: stopped by a signal, everything saved, start it again

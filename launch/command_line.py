@@ -17,7 +17,7 @@ from absl import flags
 
 from posttrain_jax.errors import UserError
 from posttrain_jax.run import allocator
-from posttrain_jax.run.validate import nearest
+from posttrain_jax.run.nearest import nearest
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130

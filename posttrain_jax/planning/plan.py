@@ -15,8 +15,8 @@ from posttrain_jax.planning.chips import Slice
 from posttrain_jax.planning.compiling import Job, read_all
 from posttrain_jax.planning.estimate import estimate
 from posttrain_jax.planning.work import PROGRAMS
+from posttrain_jax.run.nearest import nearest
 from posttrain_jax.run.recipe import Recipe
-from posttrain_jax.run.validate import nearest
 
 ASSUMED = (
     "loops whose turns depend on data: the outermost as the recipe says, exchanges with experts as even routing does",

@@ -24,6 +24,7 @@ from posttrain_jax.errors import UserError
 from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.run.recipe import Recipe
 from posttrain_jax.stages import preference, reward_model, rl, sft
+from posttrain_jax.stages.collecting import AtOnce, Collector, InFlight, Recorded, Replayed
 from posttrain_jax.stages.critic import split_critic, with_critic
 from posttrain_jax.stages.flight import Flight
 from posttrain_jax.stages.judging import make_judging
@@ -177,38 +178,52 @@ def _rl(shared: Shared, state: TrainState, start: int, cursor: Mapping[str, Any]
     )
     if cursor:
         curriculum.restore(cursor["curriculum"])
-    scoring = Scoring(settings.reward, Scorer(shared.graph, settings.microbatch_rows, settings.length, shared.mesh))
-    if "scoring" in cursor:
-        scoring.restore(cursor["scoring"])
-    flight = _flight(shared, curriculum, cursor.get("flight", ()))
-    with contextlib.closing(flight) if flight else contextlib.nullcontext():
+    limits, segments = shared.engine.limits, recipe.episodes.segments if _flies(recipe) else 1
+    with contextlib.ExitStack() as held:
         yield from rl.train(
             settings,
             optimizing(shared, "rl"),
-            recipe.tasks,
             shared.graph,
             state,
-            shared.engine,
-            shared.chat,
+            _collector(shared, curriculum, cursor, held),
             curriculum,
+            shared.chat,
+            rl.Preparation(settings, limits.positions, limits.max_response, shared.mesh, segments),
             sft_data,
-            shared.mesh,
-            key=jax.random.fold_in(jax.random.key(recipe.seed), 1),
             start=start,
             draws=cursor.get("draws", 0),
             samples_per_step=recipe.run.samples_per_step,
-            scoring=scoring,
-            rollouts=Path(settings.rollouts) if settings.rollouts else shared.workdir / "rollouts",
-            judging=make_judging(recipe, shared.chat, shared.mesh, shared.workdir),
-            flight=flight,
         )
 
 
-def _flight(shared: Shared, curriculum: Curriculum, state: Sequence[Any]) -> Flight | None:
-    """What collects groups that are of many turns, or go on beyond a step."""
+def _flies(recipe: Recipe) -> bool:
+    return bool(recipe.rl.carry_over or any(worlds.is_world(name) for name in recipe.tasks.names))
+
+
+def _collector(
+    shared: Shared, curriculum: Curriculum, cursor: Mapping[str, Any], held: contextlib.ExitStack
+) -> Collector:
+    """What the recipe collects by, where the cursor says it was; what has to be closed is ``held``."""
+    recipe, settings, chat = shared.recipe, shared.recipe.rl, shared.chat
+    folder = Path(settings.rollouts) if settings.rollouts else shared.workdir / "rollouts"
+    if settings.debug == "train_only":
+        return Replayed(folder)
+    if _flies(recipe):
+        flight = _flight(shared, curriculum, cursor.get("flight", ()))
+        held.enter_context(contextlib.closing(flight))
+        collector: Collector = InFlight(flight)
+    else:
+        scoring = Scoring(settings.reward, Scorer(shared.graph, settings.microbatch_rows, settings.length, shared.mesh))
+        if "scoring" in cursor:
+            scoring.restore(cursor["scoring"])
+        key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
+        judging = make_judging(recipe, chat, shared.mesh, shared.workdir)
+        collector = AtOnce(settings, recipe.tasks, shared.engine, chat, curriculum, key, scoring, judging)
+    return Recorded(collector, folder, chat) if settings.debug == "rollout_only" else collector
+
+
+def _flight(shared: Shared, curriculum: Curriculum, state: Sequence[Any]) -> Flight:
     recipe = shared.recipe
-    if not (recipe.rl.carry_over or any(worlds.is_world(name) for name in recipe.tasks.names)):
-        return None
     if recipe.rl.judge.name != "none" or recipe.rl.reward.model_weight or recipe.rl.reward.domains:
         raise UserError("rl.judge and rl.reward work with tasks of one turn and rl.carry_over=0 alone")
     if jax.process_count() > 1:

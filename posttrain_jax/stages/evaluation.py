@@ -14,7 +14,8 @@ from posttrain_jax.environments import worlds
 from posttrain_jax.errors import UserError
 from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.run.recipe import Episodes
-from posttrain_jax.stages.experience import Judged, judge_all, prompt_tokens
+from posttrain_jax.stages.answering import judge_all, prompt_tokens
+from posttrain_jax.stages.experience import Judged
 from posttrain_jax.stages.playing import play
 
 EPISODES = Episodes()

@@ -1,38 +1,23 @@
-"""Collecting what reinforcement learning learns from: prompts, responses, rewards, groups worth training on."""
+"""What reinforcement learning learns from: responses that are judged, in groups worth training on."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
-import jax
 import numpy as np
-import xxhash
-from flax import nnx
 
 from posttrain_jax.chat.format import Chat
-from posttrain_jax.data.curriculum import Curriculum
 from posttrain_jax.data.tasks import AREAS, Problem
-from posttrain_jax.environments import worlds
-from posttrain_jax.errors import UserError
-from posttrain_jax.parallel import exchange
 from posttrain_jax.rewards.alarm import hacked
 from posttrain_jax.rewards.judges.tally import Tally
 from posttrain_jax.rewards.length_bias import correlation
-from posttrain_jax.rewards.shaping import length_rewards, overlong_penalty
 from posttrain_jax.rewards.verdict import Verdict
-from posttrain_jax.rewards.verifier import verify
-from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.rollout.request import Completion
 from posttrain_jax.rollout.trajectory import Segment, answer
-from posttrain_jax.run.recipe import RL, Tasks
-
-if TYPE_CHECKING:
-    from posttrain_jax.stages.judging import Judging
 
 CUT_OFF = ("length", "budget", "turns", "tokens", "answer", "context", "seconds")
-HOPELESS = 1000  # prompts in a row that are too long before no prompt is taken to fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,182 +112,6 @@ class Experience:
         """Answers judged correct on canaries, which have no correct answer."""
         found = hacked([t.problem.canary for t in self.everything], [t.verdict for t in self.everything])
         return [self.everything[i] for i in found]
-
-
-def prompt_tokens(chat: Chat, system: str, question: str) -> list[int]:
-    """The tokens of a question up to where the model takes over."""
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
-    return chat.encode(messages, add_generation_prompt=True)[0]
-
-
-def answered(chat: Chat, completion: Completion) -> dict:
-    """The message that a response stands for; one that was cut off has no answer."""
-    message = chat.parse(chat.tokenizer.decode([int(t) for t in completion.tokens]))
-    return message if completion.finish == "stop" else {**message, "content": ""}
-
-
-def judge(
-    problem: Problem, prompt: list[int], completion: Completion, message: dict, *, format_reward: float
-) -> Trajectory:
-    """Verifies a response; its reward is the verdict's."""
-    verdict = verify(problem, message, format_reward=format_reward)
-    return Trajectory(problem, prompt, completion, message, verdict, verdict.reward)
-
-
-def judge_all(
-    chat: Chat,
-    problems: list[Problem],
-    prompts: list[list[int]],
-    answers: list[list[Completion]],
-    *,
-    format_reward: float,
-) -> list[list[Trajectory]]:
-    """`judge` of every response; of several processes each reads and verifies its share of the problems."""
-
-    def verdicts(chosen: Sequence[int]) -> list[list[tuple[dict, Verdict, float]]]:
-        judged = [
-            [judge(problems[i], prompts[i], c, answered(chat, c), format_reward=format_reward) for c in answers[i]]
-            for i in chosen
-        ]
-        return [[(t.message, t.verdict, t.reward) for t in group] for group in judged]
-
-    found = exchange.spread(range(len(problems)), verdicts)
-    return [
-        [Trajectory(problem, prompt, c, *told) for c, told in zip(completions, group, strict=True)]
-        for problem, prompt, completions, group in zip(problems, prompts, answers, found, strict=True)
-    ]
-
-
-def budgets_of(settings: RL) -> dict[str, int]:
-    """The most tokens of an answer, task by task, where there is a limit."""
-    return {task: int(tokens) for task, _, tokens in (budget.partition("=") for budget in settings.budgets)}
-
-
-def within(budget: int | None, completion: Completion) -> Completion:
-    """The response, cut off where its budget of tokens ends (Kimi K2, arXiv 2507.20534, section 3.2.3), if any."""
-    if budget is None or len(completion.tokens) <= budget:
-        return completion
-    over = len(completion.tokens) - budget
-    versions, routing = (None if x is None else x[:-over] for x in (completion.versions, completion.routing))
-    tokens, logprobs = completion.tokens[:budget], completion.logprobs[:budget]
-    return Completion(tokens, logprobs, "budget", versions=versions, routing=routing)
-
-
-def shaped(group: list[Trajectory], settings: RL, longest: int) -> list[Trajectory]:
-    """The answers to one prompt with what their lengths do to their rewards; ``longest`` tokens is their limit."""
-    lengths = [len(t.completion.tokens) for t in group]
-    extra = [
-        overlong_penalty(length, limit=longest, buffer=settings.overlong_buffer, penalty=settings.overlong_penalty)
-        - settings.budget_penalty * (t.completion.finish == "budget")
-        for t, length in zip(group, lengths, strict=True)
-    ]
-    if settings.length_reward:
-        short = length_rewards(lengths, [t.verdict.correct for t in group])
-        extra = [e + settings.length_reward * s for e, s in zip(extra, short, strict=True)]
-    return [dataclasses.replace(t, reward=t.reward + e) for t, e in zip(group, extra, strict=True)]
-
-
-def collect(
-    settings: RL,
-    questions: Tasks,
-    engine: Engine,
-    weights: nnx.State,
-    chat: Chat,
-    curriculum: Curriculum,
-    key: jax.Array,
-    draws: int,
-    judging: Judging | None = None,
-    mix: Callable[[list[list[Trajectory]]], list[list[Trajectory]]] = lambda groups: groups,
-) -> Experience:
-    """Samples groups until ``settings.prompts`` of them have rewards that differ (DAPO's dynamic sampling).
-
-    A group whose rewards are all equal has no gradient: it is dropped and another prompt drawn in its place, for at
-    most ``settings.max_rounds`` batches. The curriculum sees every group. What could not be graded is left out of its
-    group, and a canary is never trained on. ``mix`` may change the rewards of judged groups before length shapes
-    them, and ``judging`` adds a model's opinion.
-
-    Raises:
-      UserError: what `draw` finds, not one response could be graded, or the judge cannot be asked at all.
-    """
-    limits = engine.limits
-    budgets = budgets_of(settings)
-    groups: list[list[Trajectory]] = []
-    everything: list[Trajectory] = []
-    rounds, ungraded, tally = 0, 0, Tally()
-    while rounds < settings.max_rounds and len(groups) < settings.prompts:
-        problems, prompts = [], []
-        while len(problems) < settings.prompts - len(groups):
-            problem, prompt, draws = draw(questions, curriculum, chat, draws, limits.max_prompt)
-            problems.append(problem)
-            prompts.append(prompt)
-        answers = engine.generate(
-            weights,
-            prompts,
-            jax.random.fold_in(key, rounds),
-            samples=settings.group_size,
-            temperature=settings.sampling.temperature,
-        )
-        rounds += 1
-        answers = [
-            [within(budgets.get(problem.task), c) for c in completions]
-            for problem, completions in zip(problems, answers, strict=True)
-        ]
-        judged = judge_all(chat, problems, prompts, answers, format_reward=settings.format_reward)
-        graded = [[t for t in group if not t.verdict.infrastructure] for group in judged]
-        ungraded += sum(map(len, judged)) - sum(map(len, graded))
-        found = [shaped(group, settings, limits.max_response) for group in mix([group for group in graded if group])]
-        if judging:
-            found, told = judging(weights, found, jax.random.fold_in(key, settings.max_rounds + rounds))
-            tally += told
-        for group in found:
-            problem = group[0].problem
-            everything += group
-            if problem.canary:
-                continue
-            curriculum.observe(problem.task, problem.level, sum(t.verdict.correct for t in group), len(group))
-            usable = [t for t in group if not t.masked]
-            if len({t.reward for t in usable}) > 1:
-                groups.append(usable)
-        if not everything:
-            raise UserError(f"not one of {ungraded} responses could be graded: {judged[-1][-1].verdict.reason}")
-    return Experience(groups, everything, draws, rounds, ungraded, tally)
-
-
-def asked(questions: Tasks, name: str, level: int, index: int) -> Problem:
-    """A problem to learn from, or a canary in its place: the same one every time.
-
-    Raises:
-      UserError: what `worlds.problem` finds.
-    """
-    problem = worlds.problem(name, level, index, split="train", seed=questions.seed)
-    chance = xxhash.xxh32_intdigest(f"canary/{questions.seed}/{name}/{index}".encode()) / 2**32
-    canary = chance < questions.canary_share and worlds.has_canaries(name)
-    return dataclasses.replace(problem, canary=problem.canary or canary)
-
-
-def draw(
-    questions: Tasks, curriculum: Curriculum, chat: Chat, draws: int, longest: int
-) -> tuple[Problem, list[int], int]:
-    """The next problem whose prompt has at most ``longest`` tokens, its prompt, and ``draws`` after it.
-
-    The prompt of a world's problem is empty here: the world begins the conversation.
-
-    Raises:
-      UserError: prompt after prompt is longer.
-    """
-    problem, prompt = None, []
-    for _ in range(HOPELESS):
-        problem = asked(questions, *curriculum.choose(draws))
-        draws += 1
-        world = worlds.is_world(problem.task)
-        prompt = [] if world else prompt_tokens(chat, questions.system, problem.question)
-        if len(prompt) <= longest:
-            return problem, prompt, draws
-    assert problem is not None
-    raise UserError(
-        f"{HOPELESS} prompts in a row are longer than rollout.max_prompt={longest}; the last has {len(prompt)} tokens"
-        f" (task {problem.task} level {problem.level}): set rollout.max_prompt higher"
-    )
 
 
 def statistics(experience: Experience) -> dict[str, float]:

@@ -26,19 +26,9 @@ from posttrain_jax.rollout.memory import Memory
 from posttrain_jax.rollout.request import Request
 from posttrain_jax.rollout.rounds import Rounds
 from posttrain_jax.run.recipe import RL, Episodes, Tasks
-from posttrain_jax.stages.experience import (
-    Experience,
-    Judged,
-    Trajectory,
-    answered,
-    asked,
-    budgets_of,
-    draw,
-    judge,
-    prompt_tokens,
-    shaped,
-    within,
-)
+from posttrain_jax.stages.answering import answered, budgets_of, judge, prompt_tokens, shaped, within
+from posttrain_jax.stages.drawing import asked, draw
+from posttrain_jax.stages.experience import Experience, Judged, Trajectory
 from posttrain_jax.stages.playing import Played, make_agent
 
 
@@ -107,7 +97,7 @@ class Flight:
         """A step's experience; ``version`` counts the policies, ``draws`` the prompts drawn so far in the run.
 
         Raises:
-          UserError: what `experience.draw` finds, or not one response could be graded.
+          UserError: what `drawing.draw` finds, or not one response could be graded.
           Exception: what an environment raises.
         """
         return self._loop.run(self._collect(weights, version, draws))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,18 +20,13 @@ from posttrain_jax.objectives.advantages import group_advantages, leave_one_out
 from posttrain_jax.objectives.aggregation import token_weights
 from posttrain_jax.objectives.mismatch import SPREAD, percentile
 from posttrain_jax.parallel import mesh as meshes
-from posttrain_jax.rollout.engine import Engine
-from posttrain_jax.run.recipe import RL, Tasks
-from posttrain_jax.stages import replaying
-from posttrain_jax.stages.critic import split_critic
-from posttrain_jax.stages.experience import Judged, collect, sample, statistics
-from posttrain_jax.stages.flight import Flight
+from posttrain_jax.run.recipe import RL
+from posttrain_jax.stages.collecting import Collector
+from posttrain_jax.stages.experience import Judged, sample, statistics
 from posttrain_jax.stages.hindsight import make_hindsight
-from posttrain_jax.stages.judging import Judging
 from posttrain_jax.stages.optimizing import Optimizing
 from posttrain_jax.stages.packing import add_ptx, capacity, pack
 from posttrain_jax.stages.policy import advantages_and_aggregation, make_loss
-from posttrain_jax.stages.scoring import Scoring
 from posttrain_jax.stages.step import Step, TrainState, make_update
 
 Minibatch = list[list[tuple[Judged, float]]]  # its groups, each response with its advantage
@@ -41,58 +35,36 @@ Minibatch = list[list[tuple[Judged, float]]]  # its groups, each response with i
 def train(
     settings: RL,
     optimizing: Optimizing,
-    questions: Tasks,
     graph: nnx.GraphDef,
     state: TrainState,
-    engine: Engine,
-    chat: Chat,
+    collector: Collector,
     curriculum: Curriculum,
+    chat: Chat,
+    prepare: Preparation,
     sft_data: Batches | None,
-    mesh: Mesh,
-    key: jax.Array,
+    *,
     start: int,
     draws: int,
     samples_per_step: int,
-    flight: Flight | None = None,
-    judging: Judging | None = None,
-    scoring: Scoring | None = None,
-    rollouts: Path | None = None,
 ) -> Iterator[Step]:
     """Yields after every step from ``start`` + 1 to ``settings.steps``.
 
-    A step's randomness is ``fold_in(key, step)``; with the weights, the curriculum, ``draws`` and the position in the
-    SFT data (all in the cursor) that fixes everything it does. ``scoring`` mixes the rewards of responses and asks
-    ``state.reward``; what it has seen is in the cursor too. The metric ``mismatch`` is the mean
-    |log π_trainer - log π_sampler| before the first update: what the two implementations of one model disagree by. Its
-    99th percentile, its largest and the divergence stand beside it. A ``flight`` collects what is of many turns, or
-    goes on beyond a step. ``rollouts`` is where ``settings.debug`` records steps, or finds them.
+    What the collector and the curriculum keep, ``draws`` and the position in the SFT data are all in the cursor; with
+    the weights that fixes everything a step does. The metric ``mismatch`` is the mean |log π_trainer - log π_sampler|
+    before the first update, of what the newest policy sampled: what the two implementations of one model disagree by.
+    Its 99th percentile, its largest and the divergence stand beside it.
     """
     loss = make_loss(graph, settings, optimizing.watch)
     update = make_update(optimizing.optimizer, loss, state, optimizing.after, optimizing.overlap)
-    hindsight = make_hindsight(graph, settings, mesh)
-    prepare = Preparation(
-        settings, engine.limits.positions, engine.limits.max_response, mesh, flight.episodes.segments if flight else 1
-    )
+    hindsight = make_hindsight(graph, settings, prepare.mesh)
     for number in range(start + 1, settings.steps + 1):
-        load = partial(engine.load, split_critic(state.weights)[0])
-        step_key = jax.random.fold_in(key, number)
         curriculum.progress = (number - 1) / max(1, settings.steps - 1)
-        if settings.debug == "train_only":
-            experience = replaying.read(_folder(rollouts), number)
-        elif flight:
-            experience = flight.collect(load(), number - 1, draws)
-        else:
-            told = settings, questions, engine, load(), chat, curriculum, step_key, draws, judging
-            experience = collect(*told, **({"mix": partial(scoring, state.reward)} if scoring else {}))
+        experience = collector.collect(state, number, draws)
         draws = experience.draws
         metrics: dict[str, Any] = statistics(experience)
         metrics |= {f"difficulty/{bucket}": cells for bucket, cells in curriculum.buckets().items()}
         version = number - 1 if settings.carry_over else None
-        deals = prepare.minibatches(experience.groups)
-        if settings.debug == "rollout_only":
-            replaying.write(_folder(rollouts), number, experience, chat)
-            deals = []
-        batches = (prepare(deal, sft_data, version) for deal in deals)
+        batches = (prepare(deal, sft_data, version) for deal in prepare.minibatches(experience.groups))
         if hindsight:  # by the weights that sampled, so before the first update
             batches = [(n, hindsight(state.weights, state.reference, batch, n)) for n, batch in batches]
         batch, updates = None, []
@@ -101,27 +73,19 @@ def train(
             updates.append(numbers)
         metrics.update(_summarise(updates))
         metrics["learning_rate"] = optimizing.schedule((number - 1) * settings.minibatches)
-        cursor = {"draws": draws, "curriculum": curriculum.state()} | ({"scoring": scoring.state()} if scoring else {})
+        kept = {"draws": draws, "curriculum": curriculum.state(), **collector.state()}
         yield Step(
             number,
             state,
             metrics,
             tokens=sum(t.size for t in experience.everything),
-            cursor=cursor
-            | ({"sft_data": sft_data.state()} if sft_data else {})
-            | ({"flight": flight.state()} if flight and settings.carry_over else {}),
+            cursor=kept | ({"sft_data": sft_data.state()} if sft_data else {}),
             samples=[
                 sample(chat, "rl", number, trajectory)
                 for trajectory in [g[0] for g in experience.groups[:samples_per_step]] + experience.hacked
             ],
             batch=batch,
         )
-
-
-def _folder(rollouts: Path | None) -> Path:
-    if rollouts is None:
-        raise ValueError("rl.debug needs a folder of rollouts")
-    return rollouts
 
 
 class Preparation:

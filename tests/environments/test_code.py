@@ -17,7 +17,7 @@ from posttrain_jax.errors import UserError
 from posttrain_jax.rewards.sandbox.program import Limits, Outcome
 from posttrain_jax.rewards.sandbox.sandbox import Sandbox, SandboxUnavailable
 from posttrain_jax.run.recipe import Tasks
-from posttrain_jax.stages.experience import asked
+from posttrain_jax.stages.drawing import asked
 
 ADD = Exercise("Write add(a, b).", ("assert add(1, 2) == 3", "assert add(2, 2) == 4"))
 RIGHT = "```python\ndef add(a, b):\n    return a + b\n```"

@@ -11,8 +11,8 @@ from posttrain_jax import chat as chats
 from posttrain_jax.chat import tokenizer as tokenizers
 from posttrain_jax.data import tasks
 from posttrain_jax.rollout.request import Completion
+from posttrain_jax.stages.answering import prompt_tokens
 from posttrain_jax.stages.evaluation import evaluate, pass_at
-from posttrain_jax.stages.experience import prompt_tokens
 
 
 @pytest.mark.parametrize("tried", range(1, 8))

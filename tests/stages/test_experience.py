@@ -15,8 +15,10 @@ from posttrain_jax.errors import UserError
 from posttrain_jax.rewards.verdict import broken, right, wrong
 from posttrain_jax.rollout.request import Completion
 from posttrain_jax.run.recipe import RL, Tasks
-from posttrain_jax.stages import experience
-from posttrain_jax.stages.experience import answered, collect, prompt_tokens, sample, statistics
+from posttrain_jax.stages import answering
+from posttrain_jax.stages.answering import answered, prompt_tokens
+from posttrain_jax.stages.collecting import collect
+from posttrain_jax.stages.experience import sample, statistics
 
 NAMES = ("chain_sum", "gcd")
 QUESTIONS = Tasks(names=NAMES, system="", seed=7)
@@ -188,7 +190,7 @@ def test_what_could_not_be_graded_is_never_trained_on(chat, monkeypatch):
         number = (len(calls) - 1) % SETTINGS.group_size
         return broken("the sandbox failed") if number == 1 else right("") if number == 2 else wrong("")
 
-    monkeypatch.setattr(experience, "verify", judged)
+    monkeypatch.setattr(answering, "verify", judged)
     found, _, curriculum = gather(chat, lambda c, p, s: well_formed("12"))
     assert [[t.reward for t in group] for group in found.groups] == [[0.0, 1.0, 0.0]] * 3
     assert len(found.everything) == 9 and not any(t.verdict.infrastructure for t in found.everything)
@@ -196,7 +198,7 @@ def test_what_could_not_be_graded_is_never_trained_on(chat, monkeypatch):
 
 
 def test_a_grader_that_always_fails_is_told(chat, monkeypatch):
-    monkeypatch.setattr(experience, "verify", lambda *_, format_reward: broken("no space left"))
+    monkeypatch.setattr(answering, "verify", lambda *_, format_reward: broken("no space left"))
     with pytest.raises(UserError, match="not one of .* could be graded: no space left"):
         gather(chat, mixed)
 
@@ -209,7 +211,7 @@ def test_a_solved_canary_is_an_alarm_and_is_not_trained_on(chat, monkeypatch):
 
     monkeypatch.setattr(tasks, "problem", problem)
     monkeypatch.setattr(
-        experience, "verify", lambda p, m, *, format_reward: right("") if "hack" in str(m) else wrong("")
+        answering, "verify", lambda p, m, *, format_reward: right("") if "hack" in str(m) else wrong("")
     )
     found, _, curriculum = gather(chat, lambda c, p, s: well_formed("hack" if s == 2 else "honest"))
     assert found.groups == [] and not any(curriculum.counts[name][0] for name in NAMES)

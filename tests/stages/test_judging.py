@@ -20,7 +20,8 @@ from posttrain_jax.rollout.request import Completion
 from posttrain_jax.run import validate
 from posttrain_jax.run.recipe import RL, Judge, JudgeEndpoint, Tasks
 from posttrain_jax.stages import rl
-from posttrain_jax.stages.experience import Trajectory, collect, statistics
+from posttrain_jax.stages.collecting import AtOnce, collect
+from posttrain_jax.stages.experience import Trajectory, statistics
 from posttrain_jax.stages.judging import Judging, make_judging
 from posttrain_jax.stages.optimizing import make_optimizing
 from posttrain_jax.stages.setup import make_chat, make_engine, make_model
@@ -219,22 +220,21 @@ def one_step(judge, tmp_path):
     chat, mesh = make_chat(recipe), make_mesh(devices=jax.local_devices()[:1])
     graph, shapes = abstract(make_model(recipe), mesh)
     optimizing = make_optimizing(recipe.rl.optimizer, 1, recipe.model, algorithm=recipe.optimizer)
+    engine, curriculum = Speaking(chat, make_engine(recipe, chat, mesh=mesh)), Curriculum(recipe.tasks.names, 0, 0.8, 0)
+    judging = make_judging(recipe, chat, mesh, tmp_path)
     (step,) = rl.train(
         recipe.rl,
         optimizing,
-        recipe.tasks,
         graph,
         fresh_state(materialise(make_model(recipe), shapes), optimizing.optimizer, mesh),
-        Speaking(chat, make_engine(recipe, chat, mesh=mesh)),
+        AtOnce(recipe.rl, recipe.tasks, engine, chat, curriculum, jax.random.key(0), judging=judging),
+        curriculum,
         chat,
-        Curriculum(recipe.tasks.names, 0, 0.8, 0),
+        rl.Preparation(recipe.rl, engine.limits.max_prompt + engine.limits.max_response, 32, mesh),
         None,
-        mesh,
-        key=jax.random.key(0),
         start=0,
         draws=0,
         samples_per_step=0,
-        judging=make_judging(recipe, chat, mesh, tmp_path),
     )
     return step
 

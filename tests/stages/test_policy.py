@@ -33,7 +33,7 @@ def recipe(name="cispo", **settings):
 
 
 def groups(seed=0):
-    """Four prompts of three answers each, with rewards, as `experience.collect` gives them."""
+    """Four prompts of three answers each, with rewards, as `collecting.collect` gives them."""
     rng = np.random.default_rng(seed)
 
     def one():

@@ -9,9 +9,9 @@ from posttrain_jax import chat as chats
 from posttrain_jax.chat import tokenizer as tokenizers
 from posttrain_jax.rewards.verdict import broken, judged
 from posttrain_jax.rollout.request import Completion
+from posttrain_jax.stages.answering import prompt_tokens
 from posttrain_jax.stages.benchmarks import answering, scores
 from posttrain_jax.stages.benchmarks.question import Question, content, user
-from posttrain_jax.stages.experience import prompt_tokens
 
 TOOL = {
     "type": "function",
