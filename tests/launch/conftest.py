@@ -27,7 +27,7 @@ SETTINGS = """
     evaluation.problems=8 run.checkpoint_every=4 run.keep=2
 """.split()
 LAST = 32  # steps of both stages together
-TIMEOUT = 180  # seconds; a process that takes longer hangs
+TIMEOUT = 400  # seconds; a process that takes longer hangs
 
 
 @dataclasses.dataclass(frozen=True)
