@@ -76,7 +76,7 @@ def _ffn(tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes,
 
 
 def _forward(tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes, block, backend):
-    way = form(backend, block)
+    way = form(backend, block, training=True)
     rows = dispatch(tokens, slot_of_row, row_of_slot.shape[1])
     options = {"outputs": 3} if backend in ("tpu", "gpu") else {}
     a, b, inner = way.products([rows], [gate, up], group_sizes, lambda a, b: [a, b, jax.nn.silu(a) * b], **options)
@@ -87,7 +87,7 @@ def _forward(tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_si
 
 def _backward(block, backend, saved, gradient):
     tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes, a, b = saved
-    way, top_k = form(backend, block), row_of_slot.shape[1]
+    way, top_k = form(backend, block, training=True), row_of_slot.shape[1]
     matrices = [w.dequantized(tokens.dtype) if isinstance(w, Quantized) else w for w in (gate, up, down)]
 
     spread = dispatch(gradient, slot_of_row, top_k)

@@ -23,12 +23,15 @@ class Form(NamedTuple):
 LEAST_BLOCK = {"gpu": gpu.ROWS}  # rows that groups must be padded to, where a form cares
 
 
-def form(name: str, block: int) -> Form:
-    """The form called ``name``, for groups padded to ``block`` rows."""
+def form(name: str, block: int, *, training: bool = False) -> Form:
+    """The form called ``name``, for groups padded to ``block`` rows.
+
+    In ``training`` the last bits of a row may depend on how many rows its group has, where that is faster.
+    """
     if name in ("tpu", "gpu"):
         native: Any = {"tpu": tpu, "gpu": gpu}[name]
         return Form(name, native.products, native.transposed_product)
-    return Form(name, partial(xla.products, block=block), partial(xla.transposed_product, block=block))
+    return Form(name, partial(xla.products, block=block, large=training), partial(xla.transposed_product, block=block))
 
 
 def choose_form(

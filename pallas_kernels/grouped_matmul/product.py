@@ -48,12 +48,13 @@ def _product(lhs, rhs, group_sizes, block, backend):
 
 
 def _forward(lhs, rhs, group_sizes, block, backend):
-    return _product(lhs, rhs, group_sizes, block, backend), (lhs, rhs, group_sizes)
+    way = form(backend, block, training=True)
+    return way.products([lhs], [rhs], group_sizes, lambda x: [x])[0], (lhs, rhs, group_sizes)
 
 
 def _backward(block, backend, saved, gradient):
     lhs, rhs, group_sizes = saved
-    way = form(backend, block)
+    way = form(backend, block, training=True)
     if isinstance(rhs, Quantized):
         matrices, d_rhs = rhs.dequantized(lhs.dtype), None
     else:

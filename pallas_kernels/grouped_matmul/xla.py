@@ -3,8 +3,8 @@
 A loop over the groups cuts each group's rows into chunks: one matrix product a chunk, whose size the compiler knows. No
 matrix is copied but once for its group, and rows past a group are never touched.
 
-Where a row stands for itself all chunks are one block: XLA sums in another order in products of another size, and no
-bit of a row may depend on how many rows its group has. Sums over rows take large chunks first.
+XLA sums in another order in products of another size. Where nothing is differentiated all chunks are one block, so that
+no bit of a row depends on how many rows its group has. Training takes large chunks first, which are faster.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.grouped_matmul.quantized import Quantized
 
-CHUNKS = (4, 1)  # blocks in a chunk of a sum: more sizes take longer to compile (benchmarks/results/kernels_cpu.json)
+CHUNKS = (4, 1)  # blocks in a chunk: more sizes take longer to compile (benchmarks/results/kernels_cpu.json)
 
 
 def products(
@@ -31,11 +31,13 @@ def products(
     transposed: bool = False,
     beside: Sequence[Float[Array, "rows width"]] = (),
     sums: int = 0,
+    large: bool = False,
 ) -> list[Float[Array, "rows width"]]:
     """``finish(lhs[0][r] @ rhs[0][g], lhs[1][r] @ rhs[1][g], …, beside[0][r], …)`` for each row r of each group g.
 
     The last ``sums`` results are summed over their columns. Rows past the last group are zero. Every group size is a
-    multiple of ``block``. ``finish=None``: the sum of all products.
+    multiple of ``block``. ``finish=None``: the sum of all products. ``large`` chunks let a row's last bits depend
+    on the size of its group.
     """
     dtype = lhs[0].dtype
     matrices = [x.dequantized(dtype) if isinstance(x, Quantized) else x for x in rhs]
@@ -58,8 +60,9 @@ def products(
             pairs = zip(out, chunk(start, size, own), strict=True)
             return [jax.lax.dynamic_update_slice_in_dim(o, x, start, 0) for o, x in pairs]
 
-        return _in_chunks(step, (block,), group_sizes, g, out)
+        return _in_chunks(step, sizes, group_sizes, g, out)
 
+    sizes = _sizes(block, len(lhs[0])) if large else (block,)
     shapes = jax.eval_shape(lambda: chunk(0, block, [m[0] for m in matrices]))
     out = [jnp.zeros((len(lhs[0]), x.shape[1]), x.dtype) for x in shapes]
     return jax.lax.fori_loop(0, len(group_sizes), group, out)
@@ -75,7 +78,7 @@ def transposed_product(
 ) -> Float[Array, "groups inner outer"]:
     """lhsᵀ rhs over the rows of each group: the gradient of the matrices. Groups without rows get zeros."""
 
-    sizes = tuple(blocks * block for blocks in CHUNKS if blocks * block <= len(lhs))
+    sizes = _sizes(block, len(lhs))
 
     def group(g, total):
         def step(start, size, total):
@@ -87,6 +90,10 @@ def transposed_product(
 
     total = jnp.zeros((len(group_sizes), lhs.shape[1], rhs.shape[1]), jnp.float32)
     return jax.lax.fori_loop(0, len(group_sizes), group, total).astype(dtype)
+
+
+def _sizes(block, rows):
+    return tuple(blocks * block for blocks in CHUNKS if blocks * block <= rows)
 
 
 def _rows(x, start, size):

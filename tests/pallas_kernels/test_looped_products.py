@@ -12,14 +12,15 @@ from pallas_kernels.grouped_matmul import grouped_matmul, xla
 SIZES = [8, 0, 20, 4, 0, 0]
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_two_products_and_what_becomes_of_them(transposed):
+def test_two_products_and_what_becomes_of_them(transposed, large):
     draw = np.random.default_rng(0)
     rows = [draw.normal(size=(40, 5)).astype(np.float32) for _ in range(2)]
     matrices = [draw.normal(size=(6, 5, 7)).astype(np.float32) for _ in range(2)]
     held = [m.swapaxes(1, 2) for m in matrices] if transposed else matrices
     finish = lambda a, b: [a * b, a - b]  # noqa: E731
-    found = xla.products(rows, held, jnp.array(SIZES), finish, block=4, transposed=transposed)
+    found = xla.products(rows, held, jnp.array(SIZES), finish, block=4, transposed=transposed, large=large)
     expected = [np.zeros((40, 7)), np.zeros((40, 7))]
     for group, end in enumerate(np.cumsum(SIZES)):
         here = slice(end - SIZES[group], end)
