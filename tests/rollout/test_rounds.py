@@ -121,7 +121,7 @@ def test_the_rest_is_drawn_behind_what_was_drawn_before(engine, weights):
     request = Request([5, 6, 7], seed=11, max_tokens=12)
     begun = alone(engine, weights, Request(request.prompt, request.seed, 4))
     begun = dataclasses.replace(begun, versions=np.zeros(len(begun.tokens), np.int32))
-    joined = asyncio.run(Rounds(engine, weights).complete(request, begun))
+    joined = asyncio.run(Rounds(engine, weights, reuse=False).complete(request, begun))
     rest = alone(engine, weights, continued(request, begun))
     assert joined.tokens.tolist() == [*begun.tokens.tolist(), *rest.tokens.tolist()]
     assert joined.logprobs.tobytes() == begun.logprobs.tobytes() + rest.logprobs.tobytes()
