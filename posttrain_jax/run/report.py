@@ -26,6 +26,8 @@ POINTS = 1000  # of a curve, at most
 SAMPLES = 500  # trajectories, at most
 SAMPLE_BYTES = 2_000_000  # of all trajectories together, at most
 CHARACTERS = 2000  # of one text of a trajectory; a longer one loses its middle
+MESSAGES = 40  # of an episode; a longer one loses its middle
+PARTS = {"role": "role", "thinking": "reasoning_content", "said": "content", "calls": "tool_calls"}
 FIELDS = (
     *("stage", "step", "task", "level", "prompt", "response", "reasoning", "answer", "expected", "reward"),
     *("correct", "tokens", "finish"),
@@ -215,7 +217,17 @@ def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
             return text
         return f"{text[: CHARACTERS // 2]}\n… {left_out:,} characters left out …\n{text[-CHARACTERS // 2 :]}"
 
-    return {name: clean(sample[name]) for name in FIELDS if name in sample}
+    shown = {name: clean(sample[name]) for name in FIELDS if name in sample}
+    messages = sample.get("messages")
+    if isinstance(messages, list):  # of an episode: what was said, in parts that can be folded
+        said = [message for message in messages if isinstance(message, Mapping)]
+        if len(said) > MESSAGES:
+            between = {"role": "", "content": f"… {len(said) - MESSAGES:,} messages left out …"}
+            said = [*said[: MESSAGES // 2], between, *said[-MESSAGES // 2 :]]
+        shown["messages"] = [
+            {part: clean(message[name]) for part, name in PARTS.items() if message.get(name)} for message in said
+        ]
+    return shown
 
 
 def _fit(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -74,6 +74,7 @@ def test_in_a_conversation_and_out_again(launcher, released, tmp_path):
     assert {file.name for file in released.iterdir()} == {file.name for file in (tmp_path / "back").iterdir()}
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_conversion(launcher, make_model, tmp_path):
     arch = minimax_m2.TINY
     hf.save(make_model(arch, param_dtype="bfloat16"), tmp_path / "released")

@@ -95,7 +95,7 @@ def exact(weights, prompt, length):
     return chances
 
 
-@pytest.mark.parametrize("prompt", [[2, 3], [1]])
+@pytest.mark.parametrize("prompt", [[2, 3], pytest.param([1], marks=pytest.mark.slow)])
 def test_sampled_answers_have_the_model_s_probabilities(weights, prompt):
     """Pearson's test over all answers of three tokens: some begin with drafts kept, some with drafts refused."""
     limits = dataclasses.replace(LIMITS, slots=512, max_response=3)

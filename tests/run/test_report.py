@@ -90,6 +90,21 @@ def test_what_a_model_wrote_stays_text(workdir):
     assert page.text.count(HOSTILE) >= 3  # the configuration, the devices and the table of tasks
 
 
+def test_an_episode_keeps_its_messages_apart_and_a_long_one_its_ends(tmp_path):
+    call = {"type": "function", "function": {"name": "add", "arguments": {"item": HOSTILE}}}
+    said = {"role": "assistant", "content": "", "reasoning_content": "so", "tool_calls": [call]}
+    turns = [[said, {"role": "tool", "content": f"result {i}"}] for i in range(60)]
+    flat = [{"role": "user", "content": HOSTILE}, *(message for turn in turns for message in turn)]
+    lines(tmp_path / "samples.jsonl", [sample(1, task="shop", messages=flat), sample(2)])
+    (tmp_path / "config.json").write_text("{}")
+    page = Page(report.write(tmp_path).read_text())
+    shown = {s["step"]: s for s in page.data["samples"]}
+    messages = shown[1]["messages"]
+    assert messages[0] == {"role": "user", "said": HOSTILE} and messages[-1] == {"role": "tool", "said": "result 59"}
+    assert messages[1]["thinking"] == "so" and json.loads(messages[1]["calls"]) == [call]
+    assert len(messages) == 41 and "81 messages left out" in messages[20]["said"] and "messages" not in shown[2]
+
+
 def test_curves(workdir):
     sft, rl = Page(report.write(workdir).read_text("utf-8")).data["curves"]
     assert [stage["name"] for stage in (sft, rl)] == ["sft", "rl"]

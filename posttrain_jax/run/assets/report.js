@@ -148,6 +148,14 @@
     box.append(element("pre", missing ? "empty" : "", missing ? "none" : text));
     return box;
   };
+  const folded = (title, text) => element("details", "", element("summary", "", title), element("pre", "", text));
+  const message = ({ role, thinking, said, calls }) => {
+    const box = element("div", `message ${role === "assistant" ? "own" : ""}`, element("h3", "", role ?? "?"));
+    if (thinking) box.append(folded("thinking", thinking));
+    if (said) box.append(element("pre", "", said));
+    if (calls) box.append(folded("tool calls", calls));
+    return box;
+  };
   const tag = (name, value) => element("span", "", `${name} `, element("b", "", typeof value === "number" ? number(value) : value));
   const draw = () => {
     byId("position").textContent = chosen.length ? `${index + 1} of ${chosen.length}` : "none";
@@ -162,8 +170,9 @@
     }
     const answers = element("div", "pair", field("Answer", sample.answer, `answer ${good}`), field("Expected", sample.expected));
     const whole = element("details", "", element("summary", "", "Whole response, as sampled"), element("pre", "", sample.response ?? ""));
-    byId("sample").replaceChildren(
-      tags, field("Prompt", sample.prompt), field("Thinking", sample.reasoning, "thinking"), answers, whole);
+    const talk = (sample.messages ?? []).map(message);
+    const said = talk.length ? talk : [field("Prompt", sample.prompt), field("Thinking", sample.reasoning, "thinking"), answers];
+    byId("sample").replaceChildren(tags, ...said, whole);
   };
   const turn = (by) => {
     const to = Math.min(Math.max(index + by, 0), Math.max(chosen.length - 1, 0));
