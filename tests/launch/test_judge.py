@@ -9,13 +9,13 @@ import pytest
 
 
 class Judge(ThreadingHTTPServer):
-    """The longer answer wins; every fifth request is refused at first."""
+    """The longer answer wins; every fifth question is refused when it is asked first."""
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.answered, self.refused, self.lock = [], 0, threading.Lock()
+        self.answered, self.seen, self.refused, self.lock = [], set(), 0, threading.Lock()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -25,7 +25,9 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         _, _, _, a, _, b, _ = json.loads(body)["messages"][1]["content"].split("```")
         with self.server.lock:
-            refused = len(self.server.answered) % 5 == self.server.refused % 5
+            new = body not in self.server.seen
+            self.server.seen.add(body)
+            refused = new and len(self.server.seen) % 5 == 0
             self.server.refused += refused
             self.server.answered += [] if refused else [body]
         said = json.dumps({"choices": [{"message": {"content": f"Verdict: {'A' if len(a) > len(b) else 'B'}"}}]})
