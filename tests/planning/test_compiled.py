@@ -113,9 +113,8 @@ def test_minimax_m2_at_full_size_fits_on_128_chips():
     assert told.fits and sum(told.memory.values()) < 95 * 2**30
     assert told.memory["weights"] == pytest.approx(weights, rel=0.01)
     assert told.memory["optimiser"] == pytest.approx(weights / 2, rel=0.02)  # one moment, in bfloat16
-    assert {row["axes"] for row in told.collectives if row["kind"] == "all-gather"} >= {"fsdp"}
-    layers = recipe.model.layers
-    assert any(row["times"] % layers == 0 for row in told.collectives)
+    gathers = {row["axes"]: row["times"] for row in told.collectives if row["kind"] == "all-gather"}
+    assert gathers["fsdp"] > recipe.model.layers
 
 
 @pytest.mark.slow
