@@ -102,6 +102,15 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
+def _portable(argument: str) -> str:
+    """An argument whose path, where it is absolute, is told from the project's root, or by its last name."""
+    flag, equals, value = argument.rpartition("=")
+    path = Path(value)
+    if not path.is_absolute():
+        return argument
+    return f"{flag}{equals}{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name}"
+
+
 def write(path: Path, numbers: dict[str, Any]) -> None:
     """The result file: the numbers, and when, how and on what they were measured."""
     installed = {}
@@ -112,7 +121,7 @@ def write(path: Path, numbers: dict[str, Any]) -> None:
             continue
     about = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "command": shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *map(_portable, sys.argv[1:])]),
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **installed},
         "machine": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()},
