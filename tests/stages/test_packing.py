@@ -105,3 +105,11 @@ def test_experts_lie_beside_the_tokens_they_took():
     np.testing.assert_array_equal(flat[0], np.concatenate([first, second]))
     np.testing.assert_array_equal(flat[1, :3], third)
     assert (flat[1, 3:] == -1).all() and (flat[2] == -1).all()
+
+
+def test_what_the_newest_policy_drew_is_marked():
+    one = trajectory(2, 4)
+    completion = dataclasses.replace(one.completion, versions=np.array([6, 6, 7, 7], np.int32))
+    _, batch = pack([(dataclasses.replace(one, completion=completion), 1.0)], rows=1, length=8, capacity=1, version=7)
+    assert batch["mask"].ravel().tolist() == [0, 1, 1, 1, 1, 0, 0, 0]
+    assert batch["fresh"].ravel().tolist() == [0, 0, 0, 1, 1, 0, 0, 0]

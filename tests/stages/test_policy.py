@@ -187,3 +187,18 @@ def test_the_critic_learns_the_returns_and_leaves_the_policy_its_form(split):
     expected = 0.5 * (np.square(np.asarray(after["returns"])) * np.asarray(batch["weights"])).sum()
     assert float(metrics["value_loss"]) == pytest.approx(expected, rel=1e-4)
     assert np.any(gradient["critic"]["weight"].get_value())
+
+
+def test_the_mismatch_is_measured_on_what_the_newest_policy_drew(split):
+    """Tokens of older policies are far from the trainer's probabilities for another reason."""
+    graph, weights = split
+    prepare = Preparation(recipe(), LENGTH, 16, MESH)
+    filled, batch = prepare(prepare.minibatches(groups())[0], None)
+    fresh = np.asarray(batch["mask"]) * (np.random.default_rng(0).random(batch["mask"].shape) < 0.5)
+    old = np.where(fresh > 0, batch["old_logprobs"], -50.0) * np.asarray(batch["mask"])
+    (_, plain), _ = gradient_of(graph, weights, recipe(), {**batch, "fresh": jnp.asarray(fresh)}, filled)
+    (_, apart), _ = gradient_of(
+        graph, weights, recipe(), {**batch, "fresh": jnp.asarray(fresh), "old_logprobs": jnp.asarray(old)}, filled
+    )
+    assert float(plain["fresh"]) == pytest.approx(fresh.sum() / np.asarray(batch["mask"]).sum(), rel=1e-5)
+    assert float(apart["mismatch"]) == pytest.approx(float(plain["mismatch"]), rel=1e-5)
