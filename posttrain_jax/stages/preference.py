@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -16,13 +15,13 @@ from posttrain_jax.data.pairs import most_pairs
 from posttrain_jax.data.pipeline import Batches
 from posttrain_jax.objectives.preference import dpo
 from posttrain_jax.objectives.sequences import pair_sums
-from posttrain_jax.parallel import mesh as meshes
 from posttrain_jax.parallel import placement
 from posttrain_jax.parallel.logprobs import token_logprobs
 from posttrain_jax.run.recipe import DPO
 from posttrain_jax.stages.observing import NOTHING, Watch, watched_trunk
 from posttrain_jax.stages.optimizing import Optimizing
-from posttrain_jax.stages.step import Batch, Loss, Step, TrainState, make_update
+from posttrain_jax.stages.step import Batch, Loss, Step, TrainState
+from posttrain_jax.stages.supervised import learn
 
 
 def make_loss(graph: nnx.GraphDef, settings: DPO, watch: Watch = NOTHING) -> Loss:
@@ -83,17 +82,10 @@ def train(
     mesh: Mesh,
     start: int,
 ) -> Iterator[Step]:
-    """Yields after every step from ``start`` + 1 to ``settings.steps``; the cursor is the position in the pairs."""
-    loss = make_loss(graph, settings, optimizing.watch)
-    update = make_update(optimizing.optimizer, loss, state, optimizing.after, optimizing.overlap)
-    look_back = make_look_back(graph, mesh)
-    count = settings.rows // settings.microbatch_rows
-    for number in range(start + 1, settings.steps + 1):
-        rows = next(batches)
-        tokens = int(np.sum(rows["segment_ids"] > 0))
-        batch = jax.tree.map(lambda x: x.reshape(count, settings.microbatch_rows, *x.shape[1:]), rows)
-        batch = look_back(state.reference, meshes.put_batch(batch, mesh, batch_axis=1))
-        state, metrics = update(state, batch, count)
-        numbers = {**metrics, "learning_rate": optimizing.schedule(number - 1)}
-        numbers["pairs"] = numbers.pop("tokens")
-        yield Step(number, state, numbers, tokens, {"data": batches.state()}, batch=batch)
+    """The stage's steps; see `supervised.learn`."""
+    loss, told = make_loss(graph, settings, optimizing.watch), make_look_back(graph, mesh)
+
+    def look_back(state: TrainState, batch: Batch) -> Batch:
+        return told(state.reference, batch)
+
+    return learn(settings, optimizing, loss, state, batches, mesh, start, look_back=look_back, counted="pairs")

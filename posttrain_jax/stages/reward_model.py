@@ -24,7 +24,8 @@ from posttrain_jax.run.recipe import RewardModel
 from posttrain_jax.stages.critic import split_critic
 from posttrain_jax.stages.observing import NOTHING, Watch, watched_trunk
 from posttrain_jax.stages.optimizing import Optimizing
-from posttrain_jax.stages.step import Batch, Loss, Step, TrainState, make_update
+from posttrain_jax.stages.step import Batch, Loss, Step, TrainState
+from posttrain_jax.stages.supervised import learn
 
 
 def make_loss(graph: nnx.GraphDef, centring: float = 0.0, watch: Watch = NOTHING) -> Loss:
@@ -58,19 +59,9 @@ def train(
     mesh: Mesh,
     start: int,
 ) -> Iterator[Step]:
-    """Yields after every step from ``start`` + 1 to ``settings.steps``; the cursor is the position in the pairs."""
+    """The stage's steps; see `supervised.learn`."""
     loss = make_loss(graph, settings.centring, optimizing.watch)
-    update = make_update(optimizing.optimizer, loss, state, optimizing.after, optimizing.overlap)
-    count = settings.rows // settings.microbatch_rows
-    for number in range(start + 1, settings.steps + 1):
-        rows = next(batches)
-        tokens = int(np.sum(rows["segment_ids"] > 0))
-        batch = jax.tree.map(lambda x: x.reshape(count, settings.microbatch_rows, *x.shape[1:]), rows)
-        batch = meshes.put_batch(batch, mesh, batch_axis=1)
-        state, metrics = update(state, batch, count)
-        numbers = {**metrics, "learning_rate": optimizing.schedule(number - 1)}
-        numbers["pairs"] = numbers.pop("tokens")
-        yield Step(number, state, numbers, tokens, {"data": batches.state()}, batch=batch)
+    return learn(settings, optimizing, loss, state, batches, mesh, start, counted="pairs")
 
 
 class Scorer:

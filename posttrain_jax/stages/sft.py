@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from posttrain_jax.data.pipeline import Batches
 from posttrain_jax.objectives.likelihood import negative_log_likelihood
 from posttrain_jax.objectives.multi_token import further_targets
-from posttrain_jax.parallel import mesh as meshes
 from posttrain_jax.parallel.logprobs import token_logprobs
 from posttrain_jax.run.recipe import SFT
 from posttrain_jax.stages.observing import NOTHING, Watch, watched_trunk
 from posttrain_jax.stages.optimizing import Optimizing
-from posttrain_jax.stages.step import Batch, Loss, Step, TrainState, make_update
+from posttrain_jax.stages.step import Batch, Loss, Step, TrainState
+from posttrain_jax.stages.supervised import learn
 
 
 def make_loss(graph: nnx.GraphDef, mtp_weight: float = 0.0, watch: Watch = NOTHING) -> Loss:
@@ -52,18 +50,6 @@ def train(
     mesh: Mesh,
     start: int,
 ) -> Iterator[Step]:
-    """Yields after every step from ``start`` + 1 to ``settings.steps``.
-
-    ``batches`` yields ``[rows, length]`` arrays and knows its own position: ``batches.state()`` is part of the cursor.
-    """
+    """The stage's steps; see `supervised.learn`."""
     loss = make_loss(graph, settings.mtp_weight, optimizing.watch)
-    update = make_update(optimizing.optimizer, loss, state, optimizing.after, optimizing.overlap)
-    count = settings.rows // settings.microbatch_rows
-    for number in range(start + 1, settings.steps + 1):
-        rows = next(batches)
-        tokens = int(np.sum(rows["segment_ids"] > 0))
-        batch = jax.tree.map(lambda x: x.reshape(count, settings.microbatch_rows, *x.shape[1:]), rows)
-        batch = meshes.put_batch(batch, mesh, batch_axis=1)
-        state, metrics = update(state, batch, count)
-        numbers = {**metrics, "learning_rate": optimizing.schedule(number - 1)}
-        yield Step(number, state, numbers, tokens, {"data": batches.state()}, batch=batch)
+    return learn(settings, optimizing, loss, state, batches, mesh, start)
