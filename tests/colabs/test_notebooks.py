@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
+TRAINS = ("minimax_m2_tour",)  # a model, and takes its time
 
 
 @pytest.fixture
@@ -28,7 +29,11 @@ def test_it_is_stored_without_outputs(path):
     assert not any(cell.outputs or cell.execution_count for cell in cells if cell.cell_type == "code")
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow) if path.stem in TRAINS else path for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_it_runs(path, as_a_user_has_it):
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("matplotlib")

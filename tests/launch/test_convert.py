@@ -45,7 +45,13 @@ def write_tokenizer(folder, family):
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+QUICK = ("minimax_m2", "kimi_k2")  # one of each kind of attention
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES],
+)
 def released(request, make_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("released") / request.param
     vocab = 512 if request.param == "kimi_k2" else 300  # Kimi reserves 256 special tokens

@@ -56,6 +56,7 @@ def test_asked_to_stop_it_saves_and_the_same_command_goes_on(launcher, finished,
     same_end(workdir, finished)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_the_same(launcher, finished, same_end, tmp_path):
     workdir = tmp_path / "run"
 

@@ -86,7 +86,7 @@ def loads_by_hand(split, batch):
     return np.array(loads)
 
 
-@pytest.mark.parametrize("microbatches", [1, 2, 4])
+@pytest.mark.parametrize("microbatches", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_biases_take_one_step_by_the_load_of_the_whole_batch(split, batch, microbatches):
     loads = loads_by_hand(split, batch)
     assert loads.shape == (3, 4) and loads.sum() == 3 * 84 * ARCH.experts_per_token
@@ -125,6 +125,7 @@ def test_training_with_the_loss_evens_the_load(split, batch):
     assert ends[1] < ends[0] - 0.05
 
 
+@pytest.mark.slow
 def test_on_a_mesh_the_same(split, batch):
     graph, weights = split
     router = Router(balance_weight=0.1, bias_rate=0.01)
