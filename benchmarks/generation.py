@@ -6,8 +6,8 @@ at each batch size. The engine has as many slots as a batch has prompts, and the
 
 First both decode greedily in float32 with a key/value cache, prompts of equal length, stop tokens off: every token of
 both must be equal at every batch size before anything is timed. Then lengths are long-tailed: at temperature 1 one
-token in forty of the vocabulary ends a response, and four times the batch is asked of both. The engine seats the next as
-one ends; ``generate`` takes a batch at a time, until its longest ends. Both are timed in turns.
+token in forty of the vocabulary ends a response, and four times the batch is asked of both. The engine seats the next
+as one ends; ``generate`` takes a batch at a time, until its longest ends. Both are timed in turns.
 
     python benchmarks/generation.py [--batches=1,8,64,256] [--prompt=32] [--new=64] [--repetitions=5]
 """
@@ -77,9 +77,8 @@ class Theirs:
         work = lambda model: self._generate(model, prompts, "dynamic", options.new, [])  # noqa: E731
         (attention, experts), trials = reference.fastest(folder, work)
         self.model = reference.load(folder, attention, experts).eval()
-        caches = {
-            cache: partial(self._generate, self.model, prompts, cache, options.new, []) for cache in ("dynamic", "static")
-        }
+        run = partial(self._generate, self.model, prompts, new=options.new, stops=[])
+        caches = {cache: partial(run, cache=cache) for cache in ("dynamic", "static")}
         seconds = {cache: min(spent) for cache, spent in measure.in_turns(caches, 3).items()}
         self.cache = min(seconds, key=seconds.__getitem__)
         self.settings = f"{attention} attention, {experts} experts, {self.cache} cache"
