@@ -146,13 +146,17 @@ def statistics(experience: Experience) -> dict[str, float]:
 
 
 def _by_area(everything: Sequence[Judged]) -> dict[str, float]:
-    """``reward/arithmetic`` and the like, of every area that was asked; a world is an area of its own."""
+    """``reward/arithmetic`` and the like, of every area that was asked; a world is an area of its own.
+
+    ``share/AREA`` is its part of the responses, which are as many for every prompt.
+    """
     found: dict[str, float] = {}
     areas = [AREAS.get(t.problem.task, t.problem.task) for t in everything]
     for area in sorted(set(areas)):
         own = [t for t, each in zip(everything, areas, strict=True) if each == area]
         found[f"reward/{area}"] = float(np.mean([t.reward for t in own]))
         found[f"pass_rate/{area}"] = float(np.mean([t.verdict.correct for t in own]))
+        found[f"share/{area}"] = len(own) / len(everything)
         found[f"response_length/{area}"] = float(np.mean([t.length for t in own]))
     return found
 
