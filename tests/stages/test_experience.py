@@ -216,6 +216,4 @@ def test_a_solved_canary_is_an_alarm_and_is_not_trained_on(chat, monkeypatch):
     found, _, curriculum = gather(chat, lambda c, p, s: well_formed("hack" if s == 2 else "honest"))
     assert found.groups == [] and not any(curriculum.counts[name][0] for name in NAMES)
     assert statistics(found)["hacked"] == len(found.hacked) == 9
-    assert all(
-        sample(chat, t)["canary"] and "hack" in sample(chat, t)["response"] for t in found.hacked
-    )
+    assert all(sample(chat, t)["canary"] and "hack" in sample(chat, t)["response"] for t in found.hacked)
