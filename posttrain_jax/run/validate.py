@@ -63,29 +63,39 @@ def structure(config: ConfigDict | Mapping[str, Any]) -> tuple[Recipe, dict[str,
     return changed(Recipe(), _sound(Recipe, tree, "", found)), found
 
 
-def unknown_key(path: str) -> str:
-    """The sentence for a dotted path that is no setting: the nearest one, and the keys that stand beside it."""
-    whole = path
-    if path.startswith("phases.") and path.count(".") > 1:
-        whole, path = path, path.split(".", 2)[2]
-    kind, section = Recipe, whole.removesuffix(path).rstrip(".")
-    section = section and f".{section}"
-    for part in path.split(".")[:-1]:
+def in_phase(path: str) -> tuple[str, str]:
+    """The phase that a dotted path speaks of, and the setting there; or no phase, and the path itself."""
+    first, _, rest = path.partition(".")
+    name, dot, setting = rest.partition(".")
+    return (name, setting) if first == "phases" and dot else ("", path)
+
+
+def unknown_key(path: str, phases: Iterable[str] = ()) -> str:
+    """The sentence for a dotted path that is no setting: the nearest one, and the keys that stand beside it.
+
+    ``phases`` are those that the recipe has, where a path may speak of none of them.
+    """
+    name, setting = in_phase(path)
+    names = list(phases)
+    if path.startswith("phases.") and names and path.split(".")[1] not in names:
+        wrong = path.split(".")[1]
+        good = nearest(wrong, names)
+        return f"config.phases: no {wrong!r}; the nearest is {good!r} (all: {', '.join(names)})"
+    kind, sections = Recipe, ([f"phases.{name}"] if name else [])
+    for part in setting.split(".")[:-1]:
         inner = get_type_hints(kind).get(part)
         if not (isinstance(inner, type) and dataclasses.is_dataclass(inner)):
             break
-        kind, section = inner, f"{section}.{part}"
+        kind, sections = inner, [*sections, part]
     beside = [field.name for field in dataclasses.fields(kind)]
     known = [known for known, _, _ in settings()]
-    known += sorted({name.rpartition(".")[0] for name in known} - {""})
-    if whole != path:  # of a phase
+    known += sorted({known.rpartition(".")[0] for known in known} - {""})
+    if name:
+        known = ["kind", "start", *(known for known in known if known.partition(".")[0] in SECTIONS)]
         beside = ["kind", "start", *SECTIONS] if kind is Recipe else beside
-        known = ["kind", "start", *(name for name in known if name.partition(".")[0] in SECTIONS)]
-    before = whole.removesuffix(path)
-    return (
-        f"config.{whole}: no such key; the nearest is config.{before}{nearest(path, known)}"
-        f" (config{section} has {', '.join(beside)})"
-    )
+    good = ".".join([*sections[: bool(name)], nearest(setting, known)])
+    place = ".".join(["config", *sections])
+    return f"config.{path}: no such key; the nearest is config.{good} ({place} has {', '.join(beside)})"
 
 
 def workdir_problem(workdir: Path) -> str | None:
