@@ -86,7 +86,7 @@ def broken(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("phases",), f"config.phases: {name!r} {why}; the nearest is {_better(name)!r}"
         if given.get("kind", name) not in rules.STAGES:
             yield (
-                (f"phases.{name}.kind",),
+                (f"phases.{name}",),
                 f"config.phases.{name}: has no kind; set config.phases.{name}.kind to one of {', '.join(rules.STAGES)}",
             )
     if any(kind not in rules.STAGES for kind in recipe.kinds):
@@ -112,7 +112,7 @@ def _teachers(phase: Phase, known: list[str]) -> Iterator[tuple[tuple[str, ...],
     if not phase.teachers:
         good = f"; the nearest is {known[-1]!r}" if known else ""
         yield (key, f"phases.{phase.name}"), f"config.{key}=(): {phase.name!r} learns from earlier phases{good}"
-    for name in phase.teachers:
+    for name in dict.fromkeys(phase.teachers):
         if name not in known:
             yield (key, f"phases.{phase.name}", "stages"), f"config.{key}: {_no_phase(name, known)}"
         if phase.teachers.count(name) > 1:
