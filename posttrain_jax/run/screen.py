@@ -32,7 +32,7 @@ AREA_LINES = 4  # and of them, lines of the areas' rewards
 TASK_ROWS = 10  # rows of the summary's table of tasks, which has two columns of tasks
 
 
-# stage -> metric -> its label, and how its value is written
+# kind of stage -> metric -> its label, and how its value is written
 SHOWN = {
     "sft": {
         "loss": ("loss", ".4f"),
@@ -54,6 +54,10 @@ SHOWN = {
         "reward_chosen": ("chosen", ".3f"),
         "reward_rejected": ("rejected", ".3f"),
         "tokens_per_second": ("tokens/s", ",.0f"),
+    },
+    "answering": {
+        "answered": ("answered", ".1%"),
+        "kept": ("kept", ",.0f"),
     },
     "rl": {
         "reward": ("reward", ".3f"),
@@ -91,9 +95,9 @@ def one_line(text: Any) -> str:
 class Bar:
     """A stage's progress: how far, how fast, and the numbers of the last step."""
 
-    def __init__(self, name: str, total: int, start: int):
+    def __init__(self, name: str, total: int, start: int, kind: str):
         self.name, self.total, self.step = name, total, start
-        self.shown = SHOWN.get(name, SHOWN["sft"])
+        self.shown = SHOWN.get(kind, SHOWN["sft"])
         self.numbers: Mapping[str, float] = {}
         self.areas = Areas()
         self.began = time.monotonic()
@@ -153,8 +157,8 @@ class LiveBar(Bar):
 class PlainBar(Bar):
     """A table that grows by a line now and then, under one line of column names."""
 
-    def __init__(self, name: str, total: int, start: int, console: Console):
-        super().__init__(name, total, start)
+    def __init__(self, name: str, total: int, start: int, kind: str, console: Console):
+        super().__init__(name, total, start, kind)
         self.console = console
         self.every = max(1, math.ceil(total / LINES))
         self._print(f"{name} step", [label for label, _ in self.shown.values()], "elapsed", "left")
@@ -218,12 +222,15 @@ class Screen:
         self.console.print(panel, width=self._width())
 
     @contextmanager
-    def stage(self, name: str, total: int, start: int = 0) -> Iterator[Bar]:
-        """A stage of ``total`` steps, ``start`` of them done already; yields what takes its `Bar.update`."""
+    def stage(self, name: str, total: int, start: int = 0, kind: str = "") -> Iterator[Bar]:
+        """A stage of ``total`` steps, ``start`` of them done already; yields what takes its `Bar.update`.
+
+        Its ``kind``, by default its name, says which numbers are shown.
+        """
         if not self.live:
-            yield PlainBar(name, total, start, self.console)
+            yield PlainBar(name, total, start, kind or name, self.console)
             return
-        bar = LiveBar(name, total, start)
+        bar = LiveBar(name, total, start, kind or name)
         with Live(bar, console=self.console, refresh_per_second=4):
             yield bar
 

@@ -163,11 +163,9 @@ def _by_area(everything: Sequence[Judged]) -> dict[str, float]:
     return found
 
 
-def sample(chat: Chat, stage: str, step: int, trajectory: Judged) -> dict:
-    """A trajectory as it is written to samples.jsonl."""
+def sample(chat: Chat, trajectory: Judged) -> dict:
+    """A trajectory as it is written to samples.jsonl, behind its stage and step."""
     return {
-        "stage": stage,
-        "step": step,
         "task": trajectory.problem.task,
         "level": trajectory.problem.level,
         **trajectory.shown(chat),
