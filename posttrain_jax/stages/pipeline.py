@@ -156,6 +156,7 @@ class Run:
         A step's numbers are read after the next step was started, so reading never makes the device wait.
         """
         every = self.recipe.run.checkpoint_every
+        measured = self.recipe.evaluation.every if stage == "rl" else 0
         unread: tuple[Step, float] | None = None
         with self.screen.stage(stage, total, self.progress.step) as bar:
             before = time.perf_counter()
@@ -165,9 +166,17 @@ class Run:
                     self._log(stage, *unread, bar)
                 state, unread, before = step.state, (step, now - before), now
                 stopping = self.stop.agreed(step.number)
-                if stopping or step.number % every == 0 or step.number == total:
+                last = step.last or step.number == total
+                saving = stopping or last or step.number % every == 0
+                measuring = measured and not last and step.number % measured == 0
+                if saving or measuring:
                     self._log(stage, *unread, bar)
                     unread = None
+                if measuring:
+                    score = self._score(catalogue.kept(stage, state)[0])
+                    self.recorder.metrics(stage, step.number, {"heldout": score.overall})
+                    before = time.perf_counter()  # a step's seconds are its own
+                if saving:
                     self._save(stage, step, now)
                 if stopping:
                     self.checkpointer.wait()
