@@ -376,6 +376,11 @@ class RL:
     """Reinforcement learning from verifiers, or a reward model, or both."""
 
     steps: int = setting(100, "rollout batches, each followed by its optimiser updates", minimum=0)
+    tokens: int = setting(
+        0,
+        "tokens sampled and trained on, prompts aside, with which the stage ends before its steps; 0 is no bound",
+        minimum=0,
+    )
     prompts: int = setting(32, "groups with reward variance trained on in a step", minimum=1)
     group_size: int = setting(8, "responses sampled for a prompt", minimum=2)
     max_rounds: int = setting(3, "dynamic sampling: batches of prompts tried to fill a step", minimum=1)
@@ -445,6 +450,7 @@ class Evaluation:
     """Held-out greedy pass@1 between the stages."""
 
     problems: int = setting(256, "held-out problems, spread evenly over tasks and levels", minimum=1)
+    every: int = setting(0, "steps of RL between two measures within it; 0: only after a stage", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -192,6 +192,7 @@ def _rl(shared: Shared, state: TrainState, start: int, cursor: Mapping[str, Any]
             sft_data,
             start=start,
             draws=cursor.get("draws", 0),
+            used=cursor.get("tokens", 0),
             samples_per_step=recipe.run.samples_per_step,
         )
 

@@ -224,6 +224,7 @@ class Run:
         A step's numbers are read after the next step was started, so reading never makes the device wait.
         """
         every, total = self.recipe.run.checkpoint_every, phase.steps
+        measured = phase.recipe.evaluation.every if phase.kind == "rl" else 0
         unread: tuple[Step, float] | None = None
         with self.screen.stage(phase.name, total, self.progress.step, phase.kind) as bar:
             before = time.perf_counter()
@@ -233,9 +234,17 @@ class Run:
                     self._log(phase, *unread, bar)
                 state, unread, before = step.state, (step, now - before), now
                 stopping = self.stop.agreed(step.number)
-                if stopping or step.number % every == 0 or step.number == total:
+                last = step.last or step.number == total
+                saving = stopping or last or step.number % every == 0
+                measuring = measured and not last and step.number % measured == 0
+                if saving or measuring:
                     self._log(phase, *unread, bar)
                     unread = None
+                if measuring:
+                    score = self._score(catalogue.kept(phase.kind, state)[0])
+                    self.recorder.metrics(phase.name, step.number, {"heldout": score.overall})
+                    before = time.perf_counter()  # a step's seconds are its own
+                if saving:
                     self._save(phase, step)
                 if stopping:
                     self.checkpointer.wait()
