@@ -23,66 +23,110 @@ from posttrain_jax.run.recipe import Recipe, to_config
 
 REASONING = ("chain_sum", "basic_arithmetic", "products", "gcd", "simple_equations")
 GENERAL = ("leg_counting", "count_bits", "spell_backward", "aiw", "syllogism")
+WORLDS = ("calendar", "files", "database", "bank", "shop")
 
 
 def get_config(scale: str = "tiny") -> ConfigDict:
-    """The recipe at one of the scales above."""
+    """The recipe at one of the scales above; ``-dpo`` behind it trains the general expert on pairs."""
     scales = {"tiny": tiny, "full": full}
-    if scale not in scales:
-        raise ValueError(f"no scale {scale!r}; there are {', '.join(scales)}")
-    return scales[scale]()
+    size, dash, variant = scale.partition("-")
+    if size not in scales or (dash and variant != "dpo"):
+        raise ValueError(f"no scale {scale!r}; there are {', '.join(scales)}, and each with -dpo")
+    c = scales[size]()
+    if variant == "dpo":
+        c.stages = tuple(name for name in c.stages if name != "reward_model")
+        c.phases.general = {"kind": "dpo", "start": "sft", "tasks": {"names": GENERAL}}
+    return c
 
 
-def _glm(scale: str, model) -> ConfigDict:
+def _glm(scale: str, model, worlds: tuple[str, ...]) -> ConfigDict:
     """What both scales share."""
     c = to_config(Recipe(name="glm_4_6", family="glm_4_6", scale=scale, model=model))
-    c.optimizer.name = "muon"
+    c.optimizer.name = "muon"  # published of pre-training (section 2.4)
+    c.tasks.names = (*REASONING, *GENERAL, *worlds)
+    c.sft.direct_share = 0.5  # thinking and not thinking balanced (section 3)
+    c.sft.chinese_share = 0.3  # ours: that it is bilingual is published, the ratio is not
     c.rl.objective.name = "grpo"
-    c.rl.objective.aggregation = "token_mean"
+    c.rl.objective.aggregation = "token_mean"  # better than a mean over responses (section 3.2, code RL)
+    c.rl.objective.kl_weight = 0.0  # section 3.2
+    c.rl.format_reward = 0.0  # 1 for a right answer in the right form, else 0 (section 3.4, function calling)
+    c.episodes.turns = 8  # ours
 
-    c.stages = ("sft", "reasoning", "general", "distill", "moderate", "hard")
+    c.stages = ("sft", "reasoning", "agent", "reward_model", "general", "distill", "moderate", "hard")
+    # experts, each from the same start (section 3)
     c.phases.reasoning = {"kind": "rl", "start": "sft", "tasks": {"names": REASONING}}
-    c.phases.general = {"kind": "rl", "start": "sft", "tasks": {"names": GENERAL}}
-    c.phases.distill = {"start": "sft", "distill": {"teachers": ("reasoning", "general")}}
-    c.phases.moderate = {"kind": "rl", "rl": {"effort": "variance"}}
-    c.phases.hard = {"kind": "rl", "rl": {"effort": "failure", "group_size": 16}}
+    c.phases.agent = {"kind": "rl", "start": "sft", "tasks": {"names": worlds}}
+    # a model of preferences beside the rules (section 3.4); its weight is ours
+    c.phases.reward_model = {"start": "sft", "tasks": {"names": GENERAL}}
+    c.phases.general = {
+        "kind": "rl",
+        "start": "sft",
+        "tasks": {"names": GENERAL},
+        "rl": {"reward": {"model_weight": 0.2}},
+    }
+    # one model of three, then RL in two stages: prompts of moderate difficulty, then the hardest, 16 responses to each;
+    # the temperature rises when rewards level off (section 3.2)
+    c.phases.distill = {"start": "sft", "distill": {"teachers": ("reasoning", "agent", "general")}}
+    c.phases.moderate = {"kind": "rl", "rl": {"effort": "variance", "sampling": {"plateau": 10}}}
+    c.phases.hard = {
+        "kind": "rl",
+        "rl": {"effort": "failure", "retire_at": 0.9, "group_size": 16, "sampling": {"plateau": 10}},
+    }
     return c
 
 
 def tiny() -> ConfigDict:
-    """Minutes on a laptop. Six demonstrations in ten guess: docs/tiny.md says what that shows."""
-    c = _glm("tiny", glm_4_6.TINY)
-    c.tasks.names = (*REASONING, *GENERAL)
+    """Ten minutes on a laptop. Six demonstrations in ten guess: docs/tiny.md says what that shows."""
+    c = _glm("tiny", glm_4_6.TINY, ("register",))
+    c.model.max_length = 704  # a tool's declaration alone takes some 500 tokens of the tiny tokenizer
     c.tasks.max_level = 1
 
     c.sft.careful_share = 0.4
-    c.sft.steps = 1100
-    c.sft.rows = 20
-    c.sft.microbatch_rows = 20
-    c.sft.length = 192
+    c.sft.steps = 1200
+    c.sft.rows = 6
+    c.sft.microbatch_rows = 6
+    c.sft.length = 640
     c.sft.optimizer.learning_rate = 5e-3
 
     c.rollout.slots = 64
     c.rollout.banks = 2
-    c.rollout.max_prompt = 128
+    c.rollout.max_prompt = 640
     c.rollout.max_response = 64
 
-    c.rl.steps = 80
+    c.rl.steps = 40
     c.rl.prompts = 32
     c.rl.group_size = 8
     c.rl.max_rounds = 2
-    c.rl.length = 192
-    c.rl.microbatch_rows = 20
+    c.rl.length = 704
+    c.rl.microbatch_rows = 5
     c.rl.promote_at = 0.6
     c.rl.optimizer.learning_rate = 5e-4
     c.rl.optimizer.warmup_steps = 5
     c.rl.optimizer.weight_decay = 0.0
+
+    short = {"max_prompt": 128}  # of questions of one turn, which need no declarations
+    for expert in (c.phases.reasoning, c.phases.general):
+        expert.rollout = short
+        expert.rl = {**expert.get("rl", {}), "length": 192, "microbatch_rows": 20}
+    c.phases.agent.rl = {"steps": 25, "prompts": 12}
+    c.phases.hard.rl.update({"steps": 30, "prompts": 16})
+
+    c.reward_model.steps = 100
+    c.reward_model.optimizer.learning_rate = 1e-3
+    c.dpo.steps = 100
+    c.distill.prompts = 440
+    c.distill.most = 2
+    c.distill.steps = 120
+    c.distill.rows = 6
+    c.distill.microbatch_rows = 6
+    c.distill.length = 704
+    c.distill.optimizer.learning_rate = 2e-3
     return c
 
 
 def full() -> ConfigDict:
     """The released architecture on a pod: rows of 64K, each over eight chips; weights come to the tokens."""
-    c = _glm("full", glm_4_6.GLM_4_6)
+    c = _glm("full", glm_4_6.GLM_4_6, WORLDS)
     c.precision.compute = "bfloat16"
     c.precision.remat = "full"
     c.mesh.fsdp = 4

@@ -23,27 +23,29 @@ from posttrain_jax.stages.setup import make_model, training_mesh
 from posttrain_jax.stages.trained import newest_weights
 
 PACE = {"learning_rate": 2e-2, "warmup_steps": 1}
-STEPS = {"sft": 24, "numbers": 3, "words": 3, "joined": 4}
+STEPS = {"sft": 40, "numbers": 3, "bits": 3, "joined": 8}
 TREE = {
     "model": dict(
         layers=2, hidden=32, heads=2, kv_heads=1, head_dim=16, rotary_dim=8, experts=4, experts_per_token=2,
         expert_ffn=32, max_length=128,
     ),
-    "tasks": {"names": ("gcd", "spell_backward"), "max_level": 0},
-    "sft": dict(steps=24, rows=8, microbatch_rows=8, length=128, optimizer=PACE),
+    "tasks": {"names": ("gcd", "count_bits"), "max_level": 0},
+    "sft": dict(steps=40, rows=8, microbatch_rows=8, length=128, optimizer=PACE),
     "rollout": dict(slots=16, max_prompt=96, max_response=24, decode_chunk=8, prefill_batch=4),
     "rl": dict(
         steps=3, prompts=3, group_size=4, minibatches=1, length=128, microbatch_rows=4, max_rounds=2,
         optimizer={"learning_rate": 1e-3, "warmup_steps": 1},
     ),
-    "distill": dict(steps=4, rows=4, microbatch_rows=4, length=128, prompts=40, samples=4, most=2, optimizer=PACE),
+    "distill": dict(steps=8, rows=4, microbatch_rows=4, length=128, prompts=40, samples=4, most=2,
+        optimizer={"learning_rate": 5e-3, "warmup_steps": 1},
+    ),
     "evaluation": {"problems": 8},
     "run": {"checkpoint_every": 1, "keep": 100},
     "stages": tuple(STEPS),
     "phases": {
         "numbers": {"kind": "rl", "start": "sft", "tasks": {"names": ("gcd",)}},
-        "words": {"kind": "rl", "start": "sft", "tasks": {"names": ("spell_backward",)}},
-        "joined": {"kind": "distill", "start": "sft", "distill": {"teachers": ("numbers", "words")}},
+        "bits": {"kind": "rl", "start": "sft", "tasks": {"names": ("count_bits",)}},
+        "joined": {"kind": "distill", "start": "sft", "distill": {"teachers": ("numbers", "bits")}},
     },
 }  # fmt: skip
 RECIPE = validate.recipe_from(TREE)
@@ -95,33 +97,33 @@ def test_every_phase_is_measured_and_told_under_its_name(whole):
     for name, steps in STEPS.items():
         assert [line["step"] for line in lines(whole, name) if line["step"]] == list(range(1, steps + 1))
     stages = {json.loads(line)["stage"] for line in (whole / "samples.jsonl").read_text().splitlines()}
-    assert stages == {"numbers", "words"}
+    assert stages == {"numbers", "bits"}
     report = (whole / "report.html").read_text()
     assert all(title in report for title in ("numbers: Reinforcement learning", "joined: Self-distillation"))
-    assert sum(line["groups"] for line in lines(whole, "words")) > 1, "otherwise nothing was learned"
+    assert sum(line["groups"] for line in lines(whole, "bits")) > 1, "otherwise nothing was learned"
 
 
 def test_experts_of_one_start_end_apart(whole):
-    start, numbers, words = (weights(whole / "phases" / name) for name in ("sft", "numbers", "words"))
+    start, numbers, words = (weights(whole / "phases" / name) for name in ("sft", "numbers", "bits"))
     assert not same(start, numbers) and not same(start, words) and not same(numbers, words)
     assert same(weights(whole), weights(whole)) and not same(weights(whole), start)
 
 
 def test_the_second_expert_knows_nothing_of_the_first(whole, tmp_path):
     """Without the first it is, to the bit, the same; so it began where the recipe says."""
-    alone = dataclasses.replace(RECIPE, stages=("sft", "words"))
+    alone = dataclasses.replace(RECIPE, stages=("sft", "bits"))
     other = back_to(whole, tmp_path / "other", "sft", STEPS["sft"])
     assert pipeline.run(alone, other) == 0
-    assert lines(other, "words") == lines(whole, "words")
-    assert same(weights(other), weights(whole / "phases" / "words"))
+    assert lines(other, "bits") == lines(whole, "bits")
+    assert same(weights(other), weights(whole / "phases" / "bits"))
 
 
-@pytest.mark.parametrize("phase, step", [("words", 2), ("joined", 2)])
+@pytest.mark.parametrize("phase, step", [("bits", 2), ("joined", 2)])
 def test_killed_in_a_later_phase_it_ends_the_same_to_the_bit(whole, tmp_path, phase, step):
     other = back_to(whole, tmp_path / "other", phase, step)
-    if phase == "words":  # before the experts were asked
+    if phase == "bits":  # before the experts were asked
         shutil.rmtree(other / "phases" / "joined")
-        shutil.rmtree(other / "phases" / "words")
+        shutil.rmtree(other / "phases" / "bits")
     assert pipeline.run(RECIPE, other) == 0
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert (other / name).read_bytes() == (whole / name).read_bytes()
@@ -130,8 +132,8 @@ def test_killed_in_a_later_phase_it_ends_the_same_to_the_bit(whole, tmp_path, ph
 
 
 def test_killed_while_experts_answer_only_what_is_missing_is_answered_again(whole, tmp_path, monkeypatch):
-    other = back_to(whole, tmp_path / "other", "words", STEPS["words"])
-    folder = other / "phases" / "joined" / "answers" / "words"
+    other = back_to(whole, tmp_path / "other", "bits", STEPS["bits"])
+    folder = other / "phases" / "joined" / "answers" / "bits"
     files = sorted(folder.iterdir())
     assert len(files) > 2
     files[-1].unlink()
@@ -151,23 +153,23 @@ def test_killed_while_experts_answer_only_what_is_missing_is_answered_again(whol
 
 def test_only_right_answers_are_kept_with_who_gave_them(whole):
     chat, found = for_family("minimax_m2"), records(whole)
-    assert {record["teacher"] for record in found} == {"numbers", "words"}
+    assert {record["teacher"] for record in found} == {"numbers", "bits"}
     for record in found:
-        task = {"numbers": "gcd", "words": "spell_backward"}[record["teacher"]]
+        task = {"numbers": "gcd", "bits": "count_bits"}[record["teacher"]]
         asked = problem(task, record["level"], record["index"], seed=RECIPE.tasks.seed)
         assert record["prompt"] == asked.question and record["task"] == task and record["reward"] == 1.0
         said = chat.parse(record["response"])["content"].strip()
         if task == "gcd":
             assert int(said) == math.gcd(*map(int, re.findall(r"\d+", asked.question)))
         else:
-            assert said == asked.question.rsplit(": ", 1)[1].strip()[::-1]
+            assert int(said) == int(re.findall(r"\d+", asked.question)[-1]).bit_count()
         ids, trained = record["token_ids"], record["trained"]
         assert len(ids) == len(trained) and sum(trained) == record["tokens"]
         assert chat.tokenizer.decode([t for t, mine in zip(ids, trained, strict=True) if mine]) == record["response"]
     by_prompt = [(record["teacher"], record["level"], record["index"]) for record in found]
     assert max(by_prompt.count(each) for each in by_prompt) <= 2
     (told_first, told_second) = [line for line in lines(whole, "joined") if line["step"] == 0]
-    assert told_first["kept/numbers"] + told_second["kept/words"] == len(found)
+    assert told_first["kept/numbers"] + told_second["kept/bits"] == len(found)
 
 
 def test_fine_tuning_makes_the_kept_answers_likelier(whole):
