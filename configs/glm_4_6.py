@@ -52,10 +52,15 @@ def _glm(scale: str, model, worlds: tuple[str, ...]) -> ConfigDict:
     c.rl.format_reward = 0.0  # 1 for a right answer in the right form, else 0 (section 3.4, function calling)
     c.episodes.turns = 8  # ours
 
-    c.stages = ("sft", "reasoning", "agent", "reward_model", "general", "distill", "moderate", "hard")
-    # experts, each from the same start (section 3)
+    c.stages = (
+        *("sft", "reasoning", "calls", "agent", "reward_model", "general"),
+        *("distill", "moderate", "hard"),
+    )
+    # experts, each from the same start; the agent's begins with demonstrations of its own (section 3)
+    c.phases.sft = {"tasks": {"names": (*REASONING, *GENERAL)}}
     c.phases.reasoning = {"kind": "rl", "start": "sft", "tasks": {"names": REASONING}}
-    c.phases.agent = {"kind": "rl", "start": "sft", "tasks": {"names": worlds}}
+    c.phases.calls = {"kind": "sft", "start": "sft", "tasks": {"names": worlds}}
+    c.phases.agent = {"kind": "rl", "start": "calls", "tasks": {"names": worlds}}
     # a model of preferences beside the rules (section 3.4); its weight is ours
     c.phases.reward_model = {"start": "sft", "tasks": {"names": GENERAL}}
     c.phases.general = {
@@ -82,10 +87,10 @@ def tiny() -> ConfigDict:
     c.tasks.max_level = 1
 
     c.sft.careful_share = 0.4
-    c.sft.steps = 1200
-    c.sft.rows = 6
-    c.sft.microbatch_rows = 6
-    c.sft.length = 640
+    c.sft.steps = 1000
+    c.sft.rows = 20
+    c.sft.microbatch_rows = 20
+    c.sft.length = 192
     c.sft.optimizer.learning_rate = 5e-3
 
     c.rollout.slots = 64
@@ -94,7 +99,7 @@ def tiny() -> ConfigDict:
     c.rollout.max_response = 64
 
     c.rl.steps = 40
-    c.rl.prompts = 32
+    c.rl.prompts = 16
     c.rl.group_size = 8
     c.rl.max_rounds = 2
     c.rl.length = 704
@@ -107,14 +112,18 @@ def tiny() -> ConfigDict:
     short = {"max_prompt": 128}  # of questions of one turn, which need no declarations
     for expert in (c.phases.reasoning, c.phases.general):
         expert.rollout = short
-        expert.rl = {**expert.get("rl", {}), "length": 192, "microbatch_rows": 20}
+        expert.rl = {**expert.get("rl", {}), "prompts": 32, "length": 192, "microbatch_rows": 20}
+    long = {"rows": 6, "microbatch_rows": 6, "length": 640}
+    c.phases.calls.sft = {**long, "steps": 80, "optimizer": {"learning_rate": 2e-3}}
     c.phases.agent.rl = {"steps": 25, "prompts": 12}
-    c.phases.hard.rl.update({"steps": 30, "prompts": 16})
+    c.phases.moderate.rl.steps = 30
+    c.phases.hard.rl.update({"steps": 25, "prompts": 8})
 
     c.reward_model.steps = 100
     c.reward_model.optimizer.learning_rate = 1e-3
     c.dpo.steps = 100
-    c.distill.prompts = 440
+    c.distill.prompts = 400
+    c.distill.samples = 2
     c.distill.most = 2
     c.distill.steps = 120
     c.distill.rows = 6
@@ -159,6 +168,13 @@ def full() -> ConfigDict:
     c.rl.overlong_buffer = 4096
     c.rl.repetition_window = 3000  # MiniMax-M1 section 3.3: 3,000 tokens in a row above .99
     c.rl.optimizer.learning_rate = 1e-6
+
+    for section in (c.reward_model, c.dpo, c.distill):
+        section.steps = 500
+        section.rows = section.microbatch_rows = 64
+        section.length = 65536
+        section.optimizer.learning_rate = 1e-6 if section is c.dpo else 1e-5
+    c.distill.prompts = 20000  # ours; four responses to each are published of hard prompts (section 2.4.1)
 
     c.evaluation.problems = 2048
     return c

@@ -10,8 +10,9 @@ gym of verifiable questions together with the policy's own critique.
 
 Published (Kimi K2, arXiv 2507.20534; Moonlight, arXiv 2502.16982) is what is cited beside the numbers below. Not
 published, and so this project's own: the strength tau, the weight of PTX, budgets, penalties and temperatures, group
-size, learning rates, batches and lengths. The report trains on worlds, gym and critique at once; here worlds come first,
-because a critique ranks answers of one turn. At `tiny` there is no critique: so small a model cannot judge.
+size, learning rates, batches and lengths. The report trains on worlds, gym and critique at once; here worlds come
+first, because a critique ranks answers of one turn. At `tiny` there is no critique, for so small a model cannot judge,
+and the world stays to the end.
 
 scale   model                           hardware
 tiny    0.4 M weights, 3 layers         a laptop: two CPU cores
@@ -75,12 +76,17 @@ def tiny(variant: str) -> ConfigDict:
     c.model.max_length = 576  # room for an episode with a tool
     c.tasks.max_level = 1
 
+    # instructions in short rows, then the same with demonstrations of tools in long ones, which are dear
+    c.stages = ("sft", "tools", "agentic", "joint")
     c.sft.careful_share = 0.4
-    c.sft.steps = 1200
-    c.sft.rows = 7
-    c.sft.microbatch_rows = 7
-    c.sft.length = 576
+    c.sft.steps = 1000
+    c.sft.rows = 20
+    c.sft.microbatch_rows = 20
+    c.sft.length = 192
     c.sft.optimizer.learning_rate = 5e-3
+    c.phases.sft = {"tasks": {"names": GYM}}
+    long = {"rows": 7, "microbatch_rows": 7, "length": 576}
+    c.phases.tools = {"kind": "sft", "sft": {**long, "steps": 150, "optimizer": {"learning_rate": 2e-3}}}
 
     c.rollout.slots = 64
     c.rollout.banks = 2
@@ -93,16 +99,16 @@ def tiny(variant: str) -> ConfigDict:
     c.rl.length = 576
     c.rl.microbatch_rows = 7
     c.rl.promote_at = 0.6
-    c.rl.objective.ptx_rows = 2
+    c.rl.objective.ptx_rows = 1
     c.rl.optimizer.learning_rate = 5e-4
     c.rl.optimizer.warmup_steps = 5
     c.rl.optimizer.weight_decay = 0.0
 
-    c.phases.agentic.rl = {"steps": 30, "prompts": 12}
-    c.phases.joint.rollout = {"max_prompt": 128}
+    c.phases.agentic.rl = {"steps": 25, "prompts": 12}
+    c.phases.joint.tasks.names = c.tasks.names  # without a critique worlds can stay
     # three times what a worked answer takes on average
     budgets = tuple(f"{name}={48 if name in ('chain_sum', 'basic_arithmetic', 'products') else 56}" for name in GYM)
-    c.phases.joint.rl = {"steps": 80, "budgets": budgets}
+    c.phases.joint.rl = {"steps": 60, "budgets": budgets}
     return c
 
 

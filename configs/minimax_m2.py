@@ -101,6 +101,9 @@ def small() -> ConfigDict:
     c.rl.overlong_buffer = 64
     c.rl.optimizer.learning_rate = 1e-4
 
+    c.reward_model.rows = 64
+    c.reward_model.microbatch_rows = 32
+    c.reward_model.length = 1024
     c.stages = ("sft", "verifiable", "reward_model", "general")
     _verifiable_first(c, {"reward": {"model_weight": 0.2}})
 

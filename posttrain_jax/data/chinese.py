@@ -12,9 +12,15 @@ WORDINGS: dict[str, tuple[str, str]] = {
     "basic_arithmetic": (r"Calculate (.+)\.", r"求 \1 的值。"),
     "products": (r"Solve the following multiplication: (.+?)\. .*", r"求乘积：\1。只写结果。"),
     "gcd": (r"Find the Greatest Common Divisor \(GCD\) of these numbers: (.+?)\. .*", r"求最大公约数：\1。只写结果。"),
-    "count_bits": (r"How many 1 bits are there in the binary representation of the number (\d+)\?", r"\1 的二进制有几个 1？"),
+    "count_bits": (
+        r"How many 1 bits are there in the binary representation of the number (\d+)\?",
+        r"\1 的二进制有几个 1？",
+    ),
     "spell_backward": (r"Spell this word backward \(.*\): (\w+)", r"倒着拼写：\1"),
-    "simple_equations": (r"(?:(?:Find|Determine) the value of|Solve for) (\w)(?: in the equation| that satisfies)?: (.+)", r"求 \1：\2"),
+    "simple_equations": (
+        r"(?:(?:Find|Determine) the value of|Solve for) (\w)(?: in the equation| that satisfies)?: (.+)",
+        r"求 \1：\2",
+    ),
     "aiw": (
         r"(\w+) has (\d+) (brothers|sisters) and she also has (\d+) (brothers|sisters)\."
         r" How many sisters does (\w+)'s brother have\?",

@@ -194,7 +194,9 @@ class Sampling:
     temperature: float = setting(1.0, "0 is greedy", minimum=0.0)
     top_p: float = setting(1.0, "smallest set of tokens that holds this much probability", minimum=0.0, maximum=1.0)
     top_k: int = setting(0, "keep the k likeliest tokens; 0 keeps all", minimum=0)
-    final: float = setting(0.0, "RL: temperature at the last step, reached along half a cosine; 0: it stays", minimum=0.0)
+    final: float = setting(
+        0.0, "RL: temperature at the last step, reached along half a cosine; 0: it stays", minimum=0.0
+    )
     plateau: int = setting(
         0, "RL: when so many steps earn no more than as many before, the temperature rises; 0: it stays", minimum=0
     )

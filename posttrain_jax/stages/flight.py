@@ -94,9 +94,7 @@ class Flight:
         """Gives up what is in flight."""
         self._loop.close()
 
-    def collect(
-        self, weights: nnx.State, version: int, draws: int, temperature: float | None = None
-    ) -> Experience:
+    def collect(self, weights: nnx.State, version: int, draws: int, temperature: float | None = None) -> Experience:
         """A step's experience; ``version`` counts the policies, ``draws`` the prompts drawn so far in the run.
 
         ``temperature`` is the settings' unless it is given; then nothing may be carried over.

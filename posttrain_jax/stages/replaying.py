@@ -96,7 +96,9 @@ def read(folder: Path, step: int) -> Experience:
             problem, verdict = Problem(**facts["problem"]), Verdict(**facts["verdict"])
             responses.append(Recorded(**{**facts, "problem": problem, "verdict": verdict, "segments": segments}))
     groups = [[responses[i] for i in group] for group in told["groups"]]
-    return Experience(groups, responses, told["draws"], told["rounds"], told["ungraded"], temperature=told.get("temperature"))
+    return Experience(
+        groups, responses, told["draws"], told["rounds"], told["ungraded"], temperature=told.get("temperature")
+    )
 
 
 def _segment(stored: Mapping[str, np.ndarray], place: str) -> Segment:

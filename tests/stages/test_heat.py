@@ -1,4 +1,4 @@
-"""posttrain_jax.stages.heat: the temperature of a stage, and that what is trained has the temperature of what was drawn."""
+"""posttrain_jax.stages.heat: the temperature of a stage; what is trained has that of what was drawn."""
 
 import math
 
@@ -96,4 +96,4 @@ def test_the_loss_has_the_temperature_of_each_step(model, ptx):
 
     told = value(1.0, temperature=jnp.full(shape, 0.7))
     assert told == pytest.approx(float(value(0.7)), rel=1e-6)
-    assert abs(told - value(1.0)) > 1e-3
+    assert abs(told - value(1.0)) > 1e-4

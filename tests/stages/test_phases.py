@@ -91,6 +91,7 @@ def back_to(whole, copy, phase, step):
     return copy
 
 
+@pytest.mark.slow
 def test_every_phase_is_measured_and_told_under_its_name(whole):
     summary = json.loads((whole / "summary.json").read_text())
     assert list(summary["heldout"]) == ["base", *STEPS]
@@ -103,12 +104,14 @@ def test_every_phase_is_measured_and_told_under_its_name(whole):
     assert sum(line["groups"] for line in lines(whole, "bits")) > 1, "otherwise nothing was learned"
 
 
+@pytest.mark.slow
 def test_experts_of_one_start_end_apart(whole):
     start, numbers, words = (weights(whole / "phases" / name) for name in ("sft", "numbers", "bits"))
     assert not same(start, numbers) and not same(start, words) and not same(numbers, words)
     assert same(weights(whole), weights(whole)) and not same(weights(whole), start)
 
 
+@pytest.mark.slow
 def test_the_second_expert_knows_nothing_of_the_first(whole, tmp_path):
     """Without the first it is, to the bit, the same; so it began where the recipe says."""
     alone = dataclasses.replace(RECIPE, stages=("sft", "bits"))
@@ -118,6 +121,7 @@ def test_the_second_expert_knows_nothing_of_the_first(whole, tmp_path):
     assert same(weights(other), weights(whole / "phases" / "bits"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase, step", [("bits", 2), ("joined", 2)])
 def test_killed_in_a_later_phase_it_ends_the_same_to_the_bit(whole, tmp_path, phase, step):
     other = back_to(whole, tmp_path / "other", phase, step)
@@ -131,6 +135,7 @@ def test_killed_in_a_later_phase_it_ends_the_same_to_the_bit(whole, tmp_path, ph
     assert same(weights(other), weights(whole))
 
 
+@pytest.mark.slow
 def test_killed_while_experts_answer_only_what_is_missing_is_answered_again(whole, tmp_path, monkeypatch):
     other = back_to(whole, tmp_path / "other", "bits", STEPS["bits"])
     folder = other / "phases" / "joined" / "answers" / "bits"
@@ -151,6 +156,7 @@ def test_killed_while_experts_answer_only_what_is_missing_is_answered_again(whol
     assert (other / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_only_right_answers_are_kept_with_who_gave_them(whole):
     chat, found = for_family("minimax_m2"), records(whole)
     assert {record["teacher"] for record in found} == {"numbers", "bits"}
@@ -172,6 +178,7 @@ def test_only_right_answers_are_kept_with_who_gave_them(whole):
     assert told_first["kept/numbers"] + told_second["kept/bits"] == len(found)
 
 
+@pytest.mark.slow
 def test_fine_tuning_makes_the_kept_answers_likelier(whole):
     graph, _ = abstract(make_model(RECIPE), training_mesh(RECIPE))
     found = records(whole)[:32]
