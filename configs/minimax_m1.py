@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from posttrain_jax.models import minimax_m1
 from posttrain_jax.run.recipe import Recipe, to_config
 
-# six in ten are mathematics or algorithms, as of the SFT data (section 4)
+# six in ten are mathematics or algorithms, as of the SFT data (section 2)
 REASONING = ("chain_sum", "basic_arithmetic", "products", "gcd", "simple_equations", "count_bits")
 GENERAL = ("leg_counting", "spell_backward", "aiw", "syllogism")
 
@@ -40,8 +40,8 @@ def _m1(scale: str, model, lengths: tuple[int, ...]) -> ConfigDict:
     c = to_config(Recipe(name="minimax_m1", family="minimax_m1", scale=scale, model=model))
     c.tasks.names = (*REASONING, *GENERAL)
     c.optimizer.name = "adamw"
-    c.optimizer.beta1, c.optimizer.beta2, c.optimizer.epsilon = 0.9, 0.95, 1e-15  # section 3.2
-    c.rl.objective.name = "cispo"  # section 3.1; without a divergence
+    c.optimizer.beta1, c.optimizer.beta2, c.optimizer.epsilon = 0.9, 0.95, 1e-15  # section 3
+    c.rl.objective.name = "cispo"  # section 3; without a divergence
     c.rl.objective.cispo.max_ratio = 5.0  # ours
 
     first, *longer = lengths
@@ -50,7 +50,8 @@ def _m1(scale: str, model, lengths: tuple[int, ...]) -> ConfigDict:
     c.phases.verifiable = {"kind": "rl", "tasks": {"names": REASONING}, "rollout": dict(window)}
     c.phases.general = {
         "kind": "rl",
-        "tasks": {"schedule": tuple(f"{task}=0.2:1" for task in GENERAL)},  # mixed in gradually (section 4.2); ours
+        # mixed in gradually (section 4); how fast is ours
+        "tasks": {"schedule": tuple(f"{task}=0.2:1" for task in GENERAL)},
         "rollout": dict(window),
     }
     for length in longer:  # section 5
@@ -139,6 +140,6 @@ def full() -> ConfigDict:
 
     c.evaluation.problems = 2048
 
-    # general questions: graded beside the true answer in five grades, or worse (section 4.2); the policy is the judge
+    # general questions: graded beside the true answer in five grades, or worse (section 4); the policy is the judge
     c.phases.general.rl = {"judge": {"name": "genrm", "max_prompt": 8192, "max_response": 2048}}
     return c

@@ -158,7 +158,7 @@ def full() -> ConfigDict:
 
 
 def _verifiable_first(c: ConfigDict, opinion: dict) -> None:
-    """RL on what rules verify; then general questions come in, with a model's opinion (MiniMax-M1, section 4.2)."""
+    """RL on what rules verify; then general questions come in, with a model's opinion (MiniMax-M1, section 4)."""
     c.phases.verifiable = {"kind": "rl", "tasks": {"names": VERIFIABLE}}
     schedule = tuple(f"{task}=0.2:1" for task in GENERAL)
     c.phases.general = {"kind": "rl", "tasks": {"names": (*VERIFIABLE, *GENERAL), "schedule": schedule}, "rl": opinion}
