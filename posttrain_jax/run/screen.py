@@ -268,7 +268,8 @@ def _accuracies(heldout: Mapping[str, float]) -> list[RenderableType]:
     line, before = Text(), None
     for stage, value in heldout.items():
         line.append("   →   " if line else "", "dim")
-        line.append(stage if stage == "base" else f"after {stage.upper()}", "dim").append(f" {value:.1%}", "bold")
+        told = stage.upper() if stage in SHOWN else stage  # a kind in capitals, a phase as it is called
+        line.append(stage if stage == "base" else f"after {told}", "dim").append(f" {value:.1%}", "bold")
         if before is not None:
             gain = 100 * (value - before)
             line.append(f" ({gain:+.1f})", "green" if gain > 0 else "red" if gain < 0 else "dim")

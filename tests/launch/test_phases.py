@@ -15,6 +15,7 @@ def get_config():
     c = runpy.run_path({str(CONFIG)!r})["get_config"]("tiny")
     every = {{"weights": (), "schedule": ()}}
     c.stages = ("sft", "numbers", "bits", "joined")
+    c.phases.sft = {{"tasks": {{"names": ("gcd", "count_bits"), **every}}}}
     c.phases.numbers = {{"kind": "rl", "start": "sft", "tasks": {{"names": ("gcd",), **every}}}}
     c.phases.bits = {{"kind": "rl", "start": "sft", "tasks": {{"names": ("count_bits",), **every}}}}
     c.phases.bits.rl = {{"tokens": 900, "sampling": {{"temperature": 1.2, "final": 0.8}}}}
@@ -22,7 +23,7 @@ def get_config():
     return c
 """
 SETTINGS = """
-    tasks.names=gcd tasks.names=count_bits tasks.weights=count_bits=1 tasks.max_level=0 sft.steps=40
+    tasks.max_level=0 sft.steps=40
     rl.steps=6 rl.prompts=4 evaluation.every=4 run.checkpoint_every=2
     distill.prompts=64 distill.samples=4 distill.steps=6 distill.rows=4 distill.microbatch_rows=4 distill.length=128
 """.split()

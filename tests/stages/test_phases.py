@@ -55,6 +55,8 @@ RECIPE = validate.recipe_from(TREE)
 def whole(tmp_path_factory):
     """The workdir of a run that nothing interrupted. Not to be changed."""
     workdir = tmp_path_factory.mktemp("phases") / "whole"
+    workdir.mkdir()
+    (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(RECIPE)))
     assert pipeline.run(RECIPE, workdir) == 0
     return workdir
 
