@@ -1,82 +1,120 @@
 """Kimi K2: supervised fine-tuning with MuonClip, then reinforcement learning with Kimi's own objective.
 
-    python launch/train.py --config=configs/kimi_k2.py[:tiny|full] [--config.sft.steps=500 ...]
+    python launch/train.py --config=configs/kimi_k2.py[:tiny|full][-instruct|-thinking] [--config.sft.steps=500 ...]
 
-The architecture and the chat format are those of the released Kimi-K2-Instruct. Published (Kimi K2, arXiv 2507.20534;
-Moonlight, arXiv 2502.16982): Muon in every stage, with momentum .95, five Newton-Schulz iterations, updates of root
-mean square .2 and weight decay .1; QK-Clip at 100; the squared residual of rewards centred over their group, summed
-over a whole response; no critic; SFT data beside the rollouts against forgetting (PTX); a token budget for each kind of
-task, with a penalty for what it cuts off (`rl.budgets`, empty here); a sampling temperature that decays (here it
-stays). Not published, and so this project's own: the strength tau, the weight of PTX, group size, learning rates,
-batches and lengths.
+The architecture and the chat format are those of the released Kimi-K2-Instruct or, with `-thinking`, Kimi-K2-Thinking,
+which reasons between its calls of tools, hundreds of them, and is trained for experts in INT4 and rolled out with them.
+`tiny` is the latter unless told otherwise, `full` the former. SFT learns from instructions and from demonstrations in
+worlds with tools (`launch/synthesize.py` makes more, for `sft.data`); RL first acts in the worlds, then learns from a
+gym of verifiable questions together with the policy's own critique.
+
+Published (Kimi K2, arXiv 2507.20534; Moonlight, arXiv 2502.16982) is what is cited beside the numbers below. Not
+published, and so this project's own: the strength tau, the weight of PTX, budgets, penalties and temperatures, group
+size, learning rates, batches and lengths. The report trains on worlds, gym and critique at once; here worlds come
+first, because a critique ranks answers of one turn. At `tiny` there is no critique, for so small a model cannot judge,
+and the world stays to the end.
 
 scale   model                           hardware
 tiny    0.4 M weights, 3 layers         a laptop: two CPU cores
 full    1,026 B weights, 61 layers      a TPU pod: 512 chips of v5p
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from posttrain_jax.models import kimi_k2
 from posttrain_jax.run.recipe import Recipe, to_config
 
+GYM = (
+    *("chain_sum", "basic_arithmetic", "products", "gcd", "leg_counting"),
+    *("simple_equations", "count_bits", "spell_backward", "aiw", "syllogism"),
+)
+WORLDS = ("calendar", "files", "database", "bank", "shop")
+MODELS = {
+    "instruct": {"tiny": kimi_k2.TINY, "full": kimi_k2.INSTRUCT},
+    "thinking": {"tiny": dataclasses.replace(kimi_k2.TINY, norm_eps=1e-5), "full": kimi_k2.THINKING},
+}
+
 
 def get_config(scale: str = "tiny") -> ConfigDict:
     """The recipe at one of the scales above."""
-    scales = {"tiny": tiny, "full": full}
-    if scale not in scales:
-        raise ValueError(f"no scale {scale!r}; there are {', '.join(scales)}")
-    return scales[scale]()
+    scales = {"tiny": (tiny, "thinking"), "full": (full, "instruct")}
+    size, dash, variant = scale.partition("-")
+    if size not in scales or (dash and variant not in MODELS):
+        raise ValueError(f"no scale {scale!r}; there are {', '.join(scales)}, and each with -instruct or -thinking")
+    make, usual = scales[size]
+    return make(variant or usual)
 
 
-def _kimi(scale: str, model) -> ConfigDict:
+def _kimi(scale: str, variant: str, worlds: tuple[str, ...]) -> ConfigDict:
     """What both scales share."""
-    c = to_config(Recipe(name="kimi_k2", family="kimi_k2", scale=scale, model=model))
-    c.optimizer.name = "muonclip"
-    c.rl.objective.name = "k2"
-    c.rl.objective.ptx_weight = 0.1
+    c = to_config(Recipe(name="kimi_k2", family="kimi_k2", scale=scale, model=MODELS[variant][scale]))
+    c.variant = variant
+    c.optimizer.name = "muonclip"  # in every stage; its momentum, iterations, RMS and threshold are the defaults
+    c.tasks.names = (*GYM, *worlds)
+    c.rl.objective.name = "k2"  # section 3.2.3
+    c.rl.objective.k2.tau = 0.1  # ours
+    c.rl.objective.ptx_weight = 0.1  # section 3.2.3 has the loss; its weight is ours
+    c.rl.budget_penalty = 0.5  # section 3.2.3 has budgets and a penalty; their size is ours
+    c.episodes.penalty = 0.5
+    c.rl.sampling.temperature = 1.0  # section 3.2.3: it begins high and decays; from where to where is ours
+    c.rl.sampling.final = 0.6
+
+    c.stages = ("sft", "agentic", "joint")
+    c.phases.agentic = {"kind": "rl", "tasks": {"names": worlds}}
+    c.phases.joint = {"kind": "rl", "tasks": {"names": GYM}}
+    if variant == "thinking":
+        c.precision.qat = "int4"  # routed experts in groups of 32, as the released config.json has them
+        c.rollout.int4 = True
     return c
 
 
-def tiny() -> ConfigDict:
+def tiny(variant: str) -> ConfigDict:
     """Minutes on a laptop. Six demonstrations in ten guess: docs/tiny.md says what that shows."""
-    c = _kimi("tiny", kimi_k2.TINY)
-    c.tasks.names = (
-        *("chain_sum", "basic_arithmetic", "products", "gcd", "leg_counting"),
-        *("simple_equations", "count_bits", "spell_backward", "aiw", "syllogism"),
-    )
+    c = _kimi("tiny", variant, ("register",))
+    c.model.max_length = 576  # room for an episode with a tool
     c.tasks.max_level = 1
 
+    # instructions in short rows, then the same with demonstrations of tools in long ones, which are dear
+    c.stages = ("sft", "tools", "agentic", "joint")
     c.sft.careful_share = 0.4
-    c.sft.steps = 1100
+    c.sft.steps = 1000
     c.sft.rows = 20
     c.sft.microbatch_rows = 20
     c.sft.length = 192
     c.sft.optimizer.learning_rate = 5e-3
+    c.phases.sft = {"tasks": {"names": GYM}}
+    long = {"rows": 7, "microbatch_rows": 7, "length": 576}
+    c.phases.tools = {"kind": "sft", "sft": {**long, "steps": 150, "optimizer": {"learning_rate": 2e-3}}}
 
     c.rollout.slots = 64
     c.rollout.banks = 2
-    c.rollout.max_prompt = 128
+    c.rollout.max_prompt = 512
     c.rollout.max_response = 64
 
-    c.rl.steps = 80
     c.rl.prompts = 32
     c.rl.group_size = 8
     c.rl.max_rounds = 2
-    c.rl.length = 192
-    c.rl.microbatch_rows = 20
+    c.rl.length = 576
+    c.rl.microbatch_rows = 7
     c.rl.promote_at = 0.6
-    c.rl.objective.ptx_rows = 4
+    c.rl.objective.ptx_rows = 1
     c.rl.optimizer.learning_rate = 5e-4
     c.rl.optimizer.warmup_steps = 5
     c.rl.optimizer.weight_decay = 0.0
+
+    c.phases.agentic.rl = {"steps": 25, "prompts": 12}
+    c.phases.joint.tasks.names = c.tasks.names  # without a critique worlds can stay
+    # three times what a worked answer takes on average
+    budgets = tuple(f"{name}={48 if name in ('chain_sum', 'basic_arithmetic', 'products') else 56}" for name in GYM)
+    c.phases.joint.rl = {"steps": 60, "budgets": budgets}
     return c
 
 
-def full() -> ConfigDict:
+def full(variant: str) -> ConfigDict:
     """The released architecture on a pod: a layer's experts are more than a chip holds, so tokens travel to them."""
-    c = _kimi("full", kimi_k2.INSTRUCT)
-    c.variant = "instruct"
+    c = _kimi("full", variant, WORLDS)
     c.precision.compute = "bfloat16"
     c.precision.remat = "full"
     c.mesh.fsdp = 8
@@ -112,4 +150,13 @@ def full() -> ConfigDict:
     c.rl.optimizer.learning_rate = 1e-6
 
     c.evaluation.problems = 2048
+
+    # ours: 8K for what is calculated and 2K for what is said
+    c.phases.joint.rl = {
+        "budgets": tuple(f"{name}={2048 if name in ('aiw', 'syllogism') else 8192}" for name in GYM),
+        "judge": {"name": "self_critique", "opponents": 4, "max_prompt": 8192, "max_response": 2048},  # section 3.2.2
+    }
+    # K2-Thinking goes on over 200 to 300 calls (its release notes); the other bounds are ours
+    turns = 300 if variant == "thinking" else 50
+    c.phases.agentic.episodes = {"turns": turns, "tokens": 32768, "segments": 4}
     return c

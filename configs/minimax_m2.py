@@ -5,8 +5,11 @@
 The backbone is MiniMax-M2's: full softmax attention in every layer and 256 routed experts. MiniMax has not published
 the sizes and rates of M2's own post-training, so the reinforcement learning follows what it documents for MiniMax-M1
 (arXiv 2506.13585): CISPO, AdamW with betas .9/.95 and epsilon 1e-15, overlong penalty, early stop of repetition,
-dynamic sampling and a difficulty curriculum. Learning rates and batch sizes are this project's own choice, and so is
-MuonClip at full scale, which keeps one moment where AdamW keeps two.
+dynamic sampling and a difficulty curriculum; above `tiny` also its order: questions that a rule verifies first, then
+general ones mixed in with a model's opinion of the answers, at `small` a Bradley-Terry model's, at `full` the policy's
+own as a generative judge. An agent with tools is trained between the two, where its worlds fit: a judge's opinion is of
+answers of one turn. Learning rates, batch sizes, steps and weights are this project's own choice, and so is MuonClip at
+full scale, which keeps one moment where AdamW keeps two.
 
 scale   model                        hardware
 tiny    0.5 M weights, 3 layers      a laptop: two CPU cores
@@ -18,6 +21,13 @@ from ml_collections import ConfigDict
 
 from posttrain_jax.models import minimax_m2
 from posttrain_jax.run.recipe import Recipe, to_config
+
+GENERAL = ("leg_counting", "spell_backward", "aiw", "syllogism")
+VERIFIABLE = (
+    *("chain_sum", "basic_arithmetic", "products", "gcd", "lcm", "fraction_simplification"),
+    *("prime_factorization", "simple_equations", "number_sequence", "count_bits"),
+)
+WORLDS = ("calendar", "files", "database", "bank", "shop")
 
 
 def get_config(scale: str = "tiny") -> ConfigDict:
@@ -91,6 +101,12 @@ def small() -> ConfigDict:
     c.rl.overlong_buffer = 64
     c.rl.optimizer.learning_rate = 1e-4
 
+    c.reward_model.rows = 64
+    c.reward_model.microbatch_rows = 32
+    c.reward_model.length = 1024
+    c.stages = ("sft", "verifiable", "reward_model", "general")
+    _verifiable_first(c, {"reward": {"model_weight": 0.2}})
+
     c.evaluation.problems = 1024
     return c
 
@@ -133,4 +149,16 @@ def full() -> ConfigDict:
     c.rl.optimizer.learning_rate = 1e-6
 
     c.evaluation.problems = 2048
+
+    c.tasks.names = (*VERIFIABLE, *GENERAL, *WORLDS)
+    c.stages = ("sft", "verifiable", "agent", "general")
+    c.phases.agent = {"kind": "rl", "tasks": {"names": WORLDS}, "episodes": {"turns": 100}}
+    _verifiable_first(c, {"judge": {"name": "genrm", "max_prompt": 8192, "max_response": 2048}})
     return c
+
+
+def _verifiable_first(c: ConfigDict, opinion: dict) -> None:
+    """RL on what rules verify; then general questions come in, with a model's opinion (MiniMax-M1, section 4)."""
+    c.phases.verifiable = {"kind": "rl", "tasks": {"names": VERIFIABLE}}
+    schedule = tuple(f"{task}=0.2:1" for task in GENERAL)
+    c.phases.general = {"kind": "rl", "tasks": {"names": (*VERIFIABLE, *GENERAL), "schedule": schedule}, "rl": opinion}

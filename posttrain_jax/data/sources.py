@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import xxhash
 
-from posttrain_jax.data import gym, tasks, templates
+from posttrain_jax.data import chinese, gym, tasks, templates
 from posttrain_jax.data.files import Lines, decoded, nearest_there
 from posttrain_jax.errors import UserError
 
@@ -51,6 +51,8 @@ def open(
     system: str = "",
     seed: int = 0,
     careful_share: float = 1.0,
+    direct_share: float = 0.0,
+    chinese_share: float = 0.0,
     demonstrations: Mapping[str, Demonstration] | None = None,
 ) -> Source:
     """The source that ``spec`` names: 'tasks', a file of records, 'tfds:NAME[:SPLIT]', or several between commas.
@@ -63,13 +65,24 @@ def open(
       system: system message of every conversation that brings none; empty adds none.
       seed: of the task generators ('tasks' only).
       careful_share: part of the records worked in steps; the others guess ('tasks' only).
+      direct_share: part of the records without thinking ('tasks' only).
+      chinese_share: part of the records asked in Chinese, where they can be ('tasks' only).
       demonstrations: by name, the records of what is not in `data.tasks` ('tasks' only).
 
     Raises:
       UserError: an unknown kind, a missing or empty data set, or a record that is not a conversation.
     """
     opened = [
-        TaskSource(names or tasks.TASKS, max_level, system, seed, careful_share, demonstrations)
+        TaskSource(
+            names or tasks.TASKS,
+            max_level,
+            system,
+            seed,
+            careful_share,
+            demonstrations,
+            direct_share=direct_share,
+            chinese_share=chinese_share,
+        )
         if each == "tasks"
         else _open_one(each, system)
         for each in parts(spec)
@@ -129,7 +142,8 @@ class TaskSource:
 
     A record's hash decides whether it is demonstrated with care, as ``careful_share`` of them are: worked in steps, and
     right. The others guess: they give the answer to another problem of the kind, which is right by chance alone.
-    ``demonstrations`` are all careful.
+    ``direct_share`` of all give the right answer without thinking, and ``chinese_share`` are asked in Chinese, where
+    there is a wording. ``demonstrations`` are all careful.
     """
 
     def __init__(
@@ -140,8 +154,12 @@ class TaskSource:
         seed: int,
         careful_share: float = 1.0,
         demonstrations: Mapping[str, Demonstration] | None = None,
+        *,
+        direct_share: float = 0.0,
+        chinese_share: float = 0.0,
     ):
         self._demonstrations = demonstrations or {}
+        self._direct_share, self._chinese_share = direct_share, chinese_share
         self._cells = [(name, level) for level in range(max_level + 1) for name in names]
         self._system, self._seed, self._careful_share = system, seed, careful_share
         if found := next(filter(gym.is_gym, names), None):
@@ -156,13 +174,22 @@ class TaskSource:
         if name in self._demonstrations:
             return conversation(self._demonstrations[name](level, number, self._seed), system="")
         problem = tasks.problem(*self._cells[cell], index=number, split="train", seed=self._seed)
+        asked = chinese.question(problem) if self._is("chinese", index, self._chinese_share) else None
+        asked = asked or problem.question
+        if self._is("direct", index, self._direct_share):
+            read = conversation({"messages": _exchange(asked, content=problem.answer)}, self._system)
+            return read | {"thinking": False}
         careful = xxhash.xxh32_intdigest(f"{self._seed}/{index}".encode()) < self._careful_share * 2**32
         if careful:
-            messages = _exchange(problem.question, reasoning_content=problem.reasoning, content=problem.answer)
+            messages = _exchange(asked, reasoning_content=problem.reasoning, content=problem.answer)
         else:
             guess = tasks.problem(*self._cells[cell], index=number + 1, split="train", seed=self._seed).answer
-            messages = _exchange(problem.question, reasoning_content=GUESSING, content=guess)
+            messages = _exchange(asked, reasoning_content=GUESSING, content=guess)
         return conversation({"messages": messages}, self._system)
+
+    def _is(self, what: str, index: int, share: float) -> bool:
+        """Whether a record is one of a share, by its hash."""
+        return xxhash.xxh32_intdigest(f"{what}/{self._seed}/{index}".encode()) < share * 2**32
 
     def where(self, index: int) -> str:
         number, cell = divmod(index, len(self._cells))

@@ -20,6 +20,7 @@ from posttrain_jax.environments import (
     database,
     expert,
     folders,
+    register,
     repository,
     shop,
     shop_expert,
@@ -71,6 +72,7 @@ WORLDS: dict[str, World] = {
     "files": _stateful(folders.Folders, folders.solve),
     "database": _stateful(database.Database, database.solve),
     "bank": _stateful(bank.Bank, bank.solve),
+    "register": _stateful(register.Register, register.solve),
 }
 
 

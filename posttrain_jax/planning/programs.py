@@ -81,6 +81,7 @@ def _update(recipe: Recipe, stage: str, mesh: Mesh) -> Program:
             *FLOATS,
             *(("fresh",) if recipe.rl.carry_over else ()),
             *(("ptx",) if objective.ptx_weight else ()),
+            *(("temperature",) if recipe.rl.sampling.moves else ()),
             *(("reference",) if objective.kl_weight else ()),
             *(("sampler_logprobs",) if objective.sampler_cap else ()),
             *(("returns", "old_values") if objective.name == "ppo" else ()),

@@ -123,6 +123,12 @@ class SFT:
     careful_share: float = setting(
         1.0, "part of the 'tasks' demonstrations worked in steps; the others guess", minimum=0.0, maximum=1.0
     )
+    direct_share: float = setting(
+        0.0, "part of the 'tasks' demonstrations without thinking: the right answer at once", minimum=0.0, maximum=1.0
+    )
+    chinese_share: float = setting(
+        0.0, "part of the 'tasks' questions that are asked in Chinese, where they can be", minimum=0.0, maximum=1.0
+    )
     steps: int = setting(300, "optimiser steps", minimum=0)
     rows: int = setting(16, "packed rows in a global batch", minimum=1)
     microbatch_rows: int = setting(16, "rows in one forward and backward pass; divides rows", minimum=1)
@@ -189,6 +195,22 @@ class Sampling:
     temperature: float = setting(1.0, "0 is greedy", minimum=0.0)
     top_p: float = setting(1.0, "smallest set of tokens that holds this much probability", minimum=0.0, maximum=1.0)
     top_k: int = setting(0, "keep the k likeliest tokens; 0 keeps all", minimum=0)
+    final: float = setting(
+        0.0, "RL: temperature at the last step, reached along half a cosine; 0: it stays", minimum=0.0
+    )
+    plateau: int = setting(
+        0, "RL: when so many steps earn no more than as many before, the temperature rises; 0: it stays", minimum=0
+    )
+    highest: float = setting(1.2, "plateau: highest temperature that is tried", minimum=0.0)
+    most_lost: float = setting(
+        0.01, "plateau: right responses, as a share of all, that a higher temperature may cost", minimum=0.0
+    )
+    probes: int = setting(128, "plateau: questions that this is judged by, which are never learned from", minimum=1)
+
+    @property
+    def moves(self) -> bool:
+        """Whether the temperature changes from step to step."""
+        return bool(self.final or self.plateau)
 
 
 @dataclasses.dataclass(frozen=True)

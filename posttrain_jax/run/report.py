@@ -347,7 +347,7 @@ def _tasks(stages: list[str], per_task: Mapping[str, Mapping[str, float]]) -> st
         )
         gain = _gain(scores[-1] - scores[0], "td") if len(stages) > 1 and len(ends) == len(stages) else "<td></td>"
         rows.append(f'<tr><td>{escape(task)}</td>{cells}{gain}<td class="path">{path}</td></tr>')
-    heads = "".join(f"<th>{escape('Base' if s == 'base' else s.upper())}</th>" for s in stages)
+    heads = "".join(f"<th>{escape(_column(s))}</th>" for s in stages)
     scale = '<th class="path"><span><i>0</i><i>50</i><i>100 %</i></span></th>'
     return (
         f'<div class="card scroll"><table><thead><tr><th>Task</th>{heads}<th>Gain</th>{scale}</tr></thead>'
@@ -355,8 +355,13 @@ def _tasks(stages: list[str], per_task: Mapping[str, Mapping[str, float]]) -> st
     )
 
 
+def _column(stage: str) -> str:
+    """A stage at the head of a table: a kind in capitals, a phase as it is called."""
+    return "Base" if stage == "base" else stage.upper() if stage in STAGES else stage
+
+
 def _after(stage: str) -> str:
-    return "Base" if stage == "base" else f"After {escape(stage.upper())}"
+    return "Base" if stage == "base" else f"After {escape(_column(stage))}"
 
 
 def _fill(position: int, of: int) -> str:

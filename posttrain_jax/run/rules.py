@@ -84,6 +84,19 @@ def broken(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             ("rl.carry_over", "rollout.sharded"),
             f"config.rl.carry_over={rl.carry_over}: not with config.rollout.sharded=True; the nearest is 0",
         )
+    sampling = rl.sampling
+    if sampling.final and sampling.plateau:
+        yield (
+            ("rl.sampling.final", "rl.sampling.plateau"),
+            f"config.rl.sampling.plateau={sampling.plateau}: not with config.rl.sampling.final={sampling.final}; the"
+            " nearest is 0",
+        )
+    if sampling.moves and rl.carry_over:
+        yield (
+            ("rl.carry_over", "rl.sampling"),
+            f"config.rl.carry_over={rl.carry_over}: not with a temperature that moves (config.rl.sampling.final,"
+            " config.rl.sampling.plateau); the nearest is 0",
+        )
     if rollout.int4 or recipe.precision.qat == "int4":
         for name in ("hidden", "expert_ffn"):
             if getattr(model, name) % GROUP:

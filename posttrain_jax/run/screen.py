@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain_jax.run.areas import Areas
+from posttrain_jax.run.rules import STAGES
 
 WIDTH = 100  # columns: of everything outside a terminal, and at most in one
 LINES = 15  # plain lines that a stage prints, about
@@ -268,7 +269,8 @@ def _accuracies(heldout: Mapping[str, float]) -> list[RenderableType]:
     line, before = Text(), None
     for stage, value in heldout.items():
         line.append("   →   " if line else "", "dim")
-        line.append(stage if stage == "base" else f"after {stage.upper()}", "dim").append(f" {value:.1%}", "bold")
+        told = stage.upper() if stage in STAGES else stage  # a kind in capitals, a phase as it is called
+        line.append(stage if stage == "base" else f"after {told}", "dim").append(f" {value:.1%}", "bold")
         if before is not None:
             gain = 100 * (value - before)
             line.append(f" ({gain:+.1f})", "green" if gain > 0 else "red" if gain < 0 else "dim")

@@ -26,13 +26,18 @@ from posttrain_jax.run.recipe import Recipe
 from posttrain_jax.stages import distill, preference, reward_model, rl, sft
 from posttrain_jax.stages.collecting import AtOnce, Collector, InFlight, Recorded, Replayed
 from posttrain_jax.stages.critic import split_critic, with_critic
+from posttrain_jax.stages.drawing import in_turn
+from posttrain_jax.stages.evaluation import evaluate
 from posttrain_jax.stages.flight import Flight
+from posttrain_jax.stages.heat import Heat
 from posttrain_jax.stages.judging import make_judging
 from posttrain_jax.stages.optimizing import Optimizing, make_optimizing
 from posttrain_jax.stages.reward_model import Scorer
 from posttrain_jax.stages.scoring import Scoring
 from posttrain_jax.stages.step import Step, TrainState, layout
 
+SHARES = ("careful_share", "direct_share", "chinese_share")
+PROBES = 2**31  # index of the first question that the temperature is judged by; RL counts its draws from 0
 HELDOUT = "heldout"  # beside the stages' names: the pairs that a reward model is judged by
 
 
@@ -73,7 +78,7 @@ def sources(recipe: Recipe, stage: str) -> dict[str, Source]:
     played = {name: partial(worlds.demonstration, name) for name in recipe.tasks.names if worlds.is_world(name)}
     found: dict[str, Source] = {}
     if stage == "sft" or (stage == "rl" and recipe.rl.objective.ptx_weight):
-        more: dict[str, Any] = {"careful_share": recipe.sft.careful_share, "demonstrations": played}
+        more: dict[str, Any] = {name: getattr(recipe.sft, name) for name in SHARES} | {"demonstrations": played}
         found["sft"] = open_conversations(recipe.sft.data, **more, **told)
     asked: dict[str, Any] = told | {"names": [name for name in told["names"] if name not in played] or tasks.TASKS}
     if stage in ("reward_model", "dpo"):
@@ -206,21 +211,36 @@ def _collector(
 ) -> Collector:
     """What the recipe collects by, where the cursor says it was; what has to be closed is ``held``."""
     recipe, settings, chat = shared.recipe, shared.recipe.rl, shared.chat
+    heat = _heat(shared) if settings.sampling.moves else None
+    if heat and "heat" in cursor:
+        heat.restore(cursor["heat"])
     folder = Path(settings.rollouts) if settings.rollouts else shared.folder / "rollouts"
     if settings.debug == "train_only":
         return Replayed(folder)
     if _flies(recipe):
         flight = _flight(shared, curriculum, cursor.get("flight", ()))
         held.enter_context(contextlib.closing(flight))
-        collector: Collector = InFlight(flight)
+        collector: Collector = InFlight(flight, heat)
     else:
         scoring = Scoring(settings.reward, Scorer(shared.graph, settings.microbatch_rows, settings.length, shared.mesh))
         if "scoring" in cursor:
             scoring.restore(cursor["scoring"])
         key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
         judging = make_judging(recipe, chat, shared.mesh, shared.workdir)
-        collector = AtOnce(settings, recipe.tasks, shared.engine, chat, curriculum, key, scoring, judging)
+        collector = AtOnce(settings, recipe.tasks, shared.engine, chat, curriculum, key, scoring, judging, heat)
     return Recorded(collector, folder, chat) if settings.debug == "rollout_only" else collector
+
+
+def _heat(shared: Shared) -> Heat:
+    """The stage's temperature, judged by questions of its own tasks that no draw reaches."""
+    recipe, sampling = shared.recipe, shared.recipe.rl.sampling
+    probes = [in_turn(recipe.tasks, number, PROBES) for number in range(sampling.probes if sampling.plateau else 0)]
+
+    def measure(weights: nnx.State, temperature: float) -> float:
+        told: dict[str, Any] = {"system": recipe.tasks.system, "episodes": recipe.episodes}
+        return evaluate(shared.engine, weights, shared.chat, probes, temperature=temperature, **told).overall
+
+    return Heat(sampling, recipe.rl.steps, measure)
 
 
 def _flight(shared: Shared, curriculum: Curriculum, state: Sequence[Any]) -> Flight:

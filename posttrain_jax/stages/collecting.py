@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
 
@@ -24,6 +25,7 @@ from posttrain_jax.stages.critic import split_critic
 from posttrain_jax.stages.drawing import draw
 from posttrain_jax.stages.experience import Experience, Trajectory
 from posttrain_jax.stages.flight import Flight
+from posttrain_jax.stages.heat import Heat
 from posttrain_jax.stages.judging import Judging
 from posttrain_jax.stages.scoring import Scoring
 from posttrain_jax.stages.step import TrainState
@@ -46,7 +48,7 @@ class AtOnce:
     """Every response of a step is sampled by its weights, and waited for; see `collect`.
 
     A step's randomness is ``fold_in(key, step)``. ``scoring`` mixes the rewards and asks the state's reward model, and
-    ``judging`` adds a model's opinion.
+    ``judging`` adds a model's opinion. ``heat`` tells the temperature where it moves.
     """
 
     settings: RL
@@ -57,25 +59,30 @@ class AtOnce:
     key: Key[Array, ""]
     scoring: Scoring | None = None
     judging: Judging | None = None
+    heat: Heat | None = None
 
     def collect(self, state: TrainState, number: int, draws: int) -> Experience:
         """As `Collector` has it."""
-        return collect(
+        weights = self.engine.load(split_critic(state.weights)[0])
+        heat = self.heat.at(weights, number) if self.heat else None
+        found = collect(
             self.settings,
             self.questions,
             self.engine,
-            self.engine.load(split_critic(state.weights)[0]),
+            weights,
             self.chat,
             self.curriculum,
             jax.random.fold_in(self.key, number),
             draws,
             self.judging,
+            temperature=heat,
             **({"mix": partial(self.scoring, state.reward)} if self.scoring else {}),
         )
+        return _observed(self.heat, found, heat)
 
     def state(self) -> dict[str, Any]:
         """As `Collector` has it."""
-        return {"scoring": self.scoring.state()} if self.scoring else {}
+        return ({"scoring": self.scoring.state()} if self.scoring else {}) | _kept(self.heat)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +90,17 @@ class InFlight:
     """Groups of many turns, or that go on beyond a step; see `Flight`."""
 
     flight: Flight
+    heat: Heat | None = None
 
     def collect(self, state: TrainState, number: int, draws: int) -> Experience:
         """As `Collector` has it; policies are numbered from 0."""
         weights = self.flight.engine.load(split_critic(state.weights)[0])
-        return self.flight.collect(weights, number - 1, draws)
+        heat = self.heat.at(weights, number) if self.heat else None
+        return _observed(self.heat, self.flight.collect(weights, number - 1, draws, heat), heat)
 
     def state(self) -> dict[str, Any]:
         """As `Collector` has it."""
-        return {"flight": self.flight.state()} if self.flight.settings.carry_over else {}
+        return ({"flight": self.flight.state()} if self.flight.settings.carry_over else {}) | _kept(self.heat)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +137,17 @@ class Recorded:
         return self.source.state()
 
 
+def _observed(heat: Heat | None, found: Experience, temperature: float | None) -> Experience:
+    """The experience with its temperature; the heat takes its rewards in."""
+    if heat is not None:
+        heat.observe(float(np.mean([response.reward for response in found.everything])))
+    return dataclasses.replace(found, temperature=temperature)
+
+
+def _kept(heat: Heat | None) -> dict[str, Any]:
+    return {"heat": heat.state()} if heat else {}
+
+
 def collect(
     settings: RL,
     questions: Tasks,
@@ -139,13 +159,14 @@ def collect(
     draws: int,
     judging: Judging | None = None,
     mix: Callable[[list[list[Trajectory]]], list[list[Trajectory]]] = lambda groups: groups,
+    temperature: float | None = None,
 ) -> Experience:
     """Samples groups until ``settings.prompts`` of them have rewards that differ (DAPO's dynamic sampling).
 
     A group whose rewards are all equal has no gradient: it is dropped and another prompt drawn in its place, for at
     most ``settings.max_rounds`` batches. The curriculum sees every group. What could not be graded is left out of its
     group, and a canary is never trained on. ``mix`` may change the rewards of judged groups before length shapes
-    them, and ``judging`` adds a model's opinion.
+    them, and ``judging`` adds a model's opinion. ``temperature`` is the settings' unless it is given.
 
     Raises:
       UserError: what `draw` finds, not one response could be graded, or the judge cannot be asked at all.
@@ -166,7 +187,7 @@ def collect(
             prompts,
             jax.random.fold_in(key, rounds),
             samples=settings.group_size,
-            temperature=settings.sampling.temperature,
+            temperature=settings.sampling.temperature if temperature is None else temperature,
         )
         rounds += 1
         answers = [

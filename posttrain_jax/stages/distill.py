@@ -19,7 +19,7 @@ from flax import nnx
 from posttrain_jax.chat.format import Chat
 from posttrain_jax.data.pipeline import CONVERSATIONS
 from posttrain_jax.data.sources import FileSource, JoinedSource, Record, Source
-from posttrain_jax.data.tasks import TASKS, Problem
+from posttrain_jax.data.tasks import Problem
 from posttrain_jax.environments import worlds
 from posttrain_jax.errors import UserError
 from posttrain_jax.parallel import exchange
@@ -28,6 +28,7 @@ from posttrain_jax.run import durable
 from posttrain_jax.run.phases import Phase
 from posttrain_jax.run.recipe import Distill, Recipe
 from posttrain_jax.stages.answering import judge_all, prompt_tokens
+from posttrain_jax.stages.drawing import in_turn
 from posttrain_jax.stages.experience import Judged, sample
 from posttrain_jax.stages.playing import play
 
@@ -63,7 +64,7 @@ def answer(
         numbers = range(first, min(first + size, settings.prompts))
         if not exchange.gather(path.exists())[0]:
             loaded = loaded if loaded is not None else weights()
-            problems = [_problem(teacher.recipe, number) for number in numbers]
+            problems = [in_turn(teacher.recipe.tasks, number) for number in numbers]
             groups = _responses(problems, settings.samples, teacher.recipe, engine, loaded, chat, f"{seed}/{path.stem}")
             lines = [line for group in groups for line in _records(group, teacher.name, settings.most, chat)]
             if jax.process_index() == 0:
@@ -101,14 +102,6 @@ def is_right(response: Judged) -> bool:
     return ended and verdict.correct and verdict.well_formed and not verdict.infrastructure
 
 
-def _problem(recipe: Recipe, number: int) -> Problem:
-    """The prompts of a teacher in order: its tasks and levels in turn."""
-    names, tasks = recipe.tasks.names or TASKS, recipe.tasks
-    index, cell = divmod(number, len(names) * (tasks.max_level + 1))
-    level, place = divmod(cell, len(names))
-    return worlds.problem(names[place], level, index, split="train", seed=tasks.seed)
-
-
 def _responses(
     problems: Sequence[Problem],
     samples: int,
@@ -120,7 +113,7 @@ def _responses(
 ) -> list[list[Judged]]:
     """The judged responses to each problem; none where its prompt is too long for the engine."""
     found: list[list[Judged]] = [[] for _ in problems]
-    temperature = recipe.rl.sampling.temperature
+    temperature = recipe.rl.sampling.final or recipe.rl.sampling.temperature
     prompts = [prompt_tokens(chat, recipe.tasks.system, problem.question) for problem in problems]
     played = [i for i, problem in enumerate(problems) if worlds.is_world(problem.task)]
     asked = [i for i, p in enumerate(prompts) if i not in set(played) and len(p) <= engine.limits.max_prompt]

@@ -8,7 +8,7 @@ import xxhash
 
 from posttrain_jax.chat.format import Chat
 from posttrain_jax.data.curriculum import Curriculum
-from posttrain_jax.data.tasks import Problem
+from posttrain_jax.data.tasks import TASKS, Problem
 from posttrain_jax.environments import worlds
 from posttrain_jax.errors import UserError
 from posttrain_jax.run.recipe import Tasks
@@ -27,6 +27,14 @@ def asked(questions: Tasks, name: str, level: int, index: int) -> Problem:
     chance = xxhash.xxh32_intdigest(f"canary/{questions.seed}/{name}/{index}".encode()) / 2**32
     canary = chance < questions.canary_share and worlds.has_canaries(name)
     return dataclasses.replace(problem, canary=problem.canary or canary)
+
+
+def in_turn(questions: Tasks, number: int, offset: int = 0) -> Problem:
+    """The ``number``-th of problems to learn from, tasks and levels in turn; each one's index is ``offset`` higher."""
+    names = questions.names or TASKS
+    index, cell = divmod(number, len(names) * (questions.max_level + 1))
+    level, place = divmod(cell, len(names))
+    return worlds.problem(names[place], level, offset + index, split="train", seed=questions.seed)
 
 
 def draw(

@@ -100,6 +100,7 @@ class Experience:
       draws: prompts drawn from the curriculum so far in the run.
       rounds: batches of prompts it took.
       tally: what a model that judged them did.
+      temperature: that they were sampled at, where it moves.
     """
 
     groups: Sequence[Sequence[Judged]]
@@ -108,6 +109,7 @@ class Experience:
     rounds: int
     ungraded: int = 0
     tally: Tally = Tally()
+    temperature: float | None = None
 
     @property
     def hacked(self) -> list[Judged]:

@@ -88,18 +88,22 @@ class Flight:
         self._rounds: Rounds | None = None
         self._loop = Looped() if beside else Resting()
         self._beside, self._budgets = beside, budgets_of(settings)
+        self._heat = settings.sampling.temperature
 
     def close(self) -> None:
         """Gives up what is in flight."""
         self._loop.close()
 
-    def collect(self, weights: nnx.State, version: int, draws: int) -> Experience:
+    def collect(self, weights: nnx.State, version: int, draws: int, temperature: float | None = None) -> Experience:
         """A step's experience; ``version`` counts the policies, ``draws`` the prompts drawn so far in the run.
+
+        ``temperature`` is the settings' unless it is given; then nothing may be carried over.
 
         Raises:
           UserError: what `drawing.draw` finds, or not one response could be graded.
           Exception: what an environment raises.
         """
+        self._heat = self.settings.sampling.temperature if temperature is None else temperature
         return self._loop.run(self._collect(weights, version, draws))
 
     async def _collect(self, weights: nnx.State, version: int, draws: int) -> Experience:
@@ -184,7 +188,7 @@ class Flight:
             group.tasks.append(asyncio.get_running_loop().create_task(self._respond(group, memory, seed)))
 
     async def _respond(self, group: Group, memory: Memory, seed: int) -> Judged:
-        problem, limits, heat = group.problem, self.engine.limits, self.settings.sampling.temperature
+        problem, limits, heat = group.problem, self.engine.limits, self._heat
         if worlds.is_world(problem.task):
             agent = make_agent(self.episodes, limits, memory, self.chat, heat)
             return Played(problem, await agent.play(worlds.environment(problem), Seeds(problem.entry["seed"], seed)))

@@ -28,7 +28,7 @@ def make_hindsight(graph: nnx.GraphDef, settings: RL, mesh: Mesh | None = None) 
       ``sampler_logprobs``;
     * with a critic: ``old_values``, ``returns``, and its generalised advantages, standardised over the batch.
     """
-    objective, temperature = settings.objective, settings.sampling.temperature
+    objective = settings.objective
     reference_wanted, own_wanted, critic_wanted = (
         objective.kl_weight > 0,
         objective.sampler_cap > 0,
@@ -40,6 +40,8 @@ def make_hindsight(graph: nnx.GraphDef, settings: RL, mesh: Mesh | None = None) 
     def look_back(weights, reference, microbatch):
         policy, critic = split_critic(weights)
         where = tuple(microbatch[name] for name in ("tokens", "positions", "segment_ids"))
+
+        temperature = microbatch.get("temperature", settings.sampling.temperature)
 
         def logprobs_and_hidden(policy, replayed=None):
             model = nnx.merge(graph, policy)

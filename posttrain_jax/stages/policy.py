@@ -95,15 +95,16 @@ def make_loss(graph: nnx.GraphDef, settings: RL, watch: Watch = NOTHING) -> Loss
     The batch holds, beside tokens and places, ``mask`` (1 on sampled tokens), ``weights`` (what each counts),
     ``old_logprobs`` and ``advantages``; where the settings ask for them `hindsight` has added ``reference``,
     ``sampler_logprobs``, ``returns`` and ``old_values``, and the stage ``ptx``, what a token of the SFT data counts,
-    and ``fresh``, 1 on what the newest policy drew.
+    ``fresh``, 1 on what the newest policy drew, and ``temperature``, where it moves.
     """
-    objective, temperature = settings.objective, settings.sampling.temperature
+    objective = settings.objective
 
     def loss(weights: nnx.State, batch: Batch, total):
         policy, critic = split_critic(weights)
         model = nnx.merge(graph, policy)
         trunk, balance, metrics = watched_trunk(model, batch, total, watch)
         hidden = model.normed(trunk)
+        temperature = batch.get("temperature", settings.sampling.temperature)
         heat = jnp.where(batch["ptx"] > 0, 1.0, temperature) if "ptx" in batch else temperature
         logprobs, entropy = token_logprobs(hidden, model.head[...], batch["targets"], temperature=heat)
 

@@ -67,7 +67,7 @@ def write(folder: Path, step: int, experience: Experience, chat: Chat) -> None:
             }
         )
     told = {"responses": facts, "groups": usable, "draws": experience.draws, "rounds": experience.rounds}
-    told["ungraded"] = experience.ungraded
+    told |= {"ungraded": experience.ungraded, "temperature": experience.temperature}
     if jax.process_index() != 0:
         return
     content = io.BytesIO()
@@ -96,7 +96,9 @@ def read(folder: Path, step: int) -> Experience:
             problem, verdict = Problem(**facts["problem"]), Verdict(**facts["verdict"])
             responses.append(Recorded(**{**facts, "problem": problem, "verdict": verdict, "segments": segments}))
     groups = [[responses[i] for i in group] for group in told["groups"]]
-    return Experience(groups, responses, told["draws"], told["rounds"], told["ungraded"])
+    return Experience(
+        groups, responses, told["draws"], told["rounds"], told["ungraded"], temperature=told.get("temperature")
+    )
 
 
 def _segment(stored: Mapping[str, np.ndarray], place: str) -> Segment:

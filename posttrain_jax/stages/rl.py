@@ -68,7 +68,8 @@ def train(
         metrics: dict[str, Any] = statistics(experience)
         metrics |= {f"difficulty/{bucket}": cells for bucket, cells in curriculum.buckets().items()}
         version = number - 1 if settings.carry_over else None
-        batches = (prepare(deal, sft_data, version) for deal in prepare.minibatches(experience.groups))
+        deals, heat = prepare.minibatches(experience.groups), experience.temperature
+        batches = (prepare(deal, sft_data, version, heat) for deal in deals)
         if hindsight:  # by the weights that sampled, so before the first update
             batches = [
                 (n, hindsight(state.weights, state.reference, batch, n), counted) for n, batch, counted in batches
@@ -82,6 +83,7 @@ def train(
         used += sampled + trained
         metrics.update(_summarise(updates))
         metrics |= {"sampled_tokens": sampled, "trained_tokens": trained, "used_tokens": used}
+        metrics |= {} if heat is None else {"temperature": heat}
         metrics["learning_rate"] = optimizing.schedule((number - 1) * settings.minibatches)
         kept = {"draws": draws, "tokens": used, "curriculum": curriculum.state(), **collector.state()}
         yield Step(
@@ -121,7 +123,11 @@ class Preparation:
         return [deal for deal in deals if deal]
 
     def __call__(
-        self, minibatch: Minibatch, sft_data: Batches | None, version: int | None = None
+        self,
+        minibatch: Minibatch,
+        sft_data: Batches | None,
+        version: int | None = None,
+        temperature: float | None = None,
     ) -> tuple[int, dict[str, Array], int]:
         """Filled microbatches, the minibatch on the mesh, and how many tokens a loss counts.
 
@@ -137,6 +143,8 @@ class Preparation:
             capacity=self.room + (self.ptx_room if sft_data else 0),
             version=version,
         )
+        if temperature is not None:
+            rows["temperature"] = np.full(rows["mask"].shape, temperature, np.float32)
         counted = sum(trajectory.length for trajectory, _ in responses)
         if sft_data:
             filled, rows = add_ptx(filled, rows, next(sft_data))

@@ -1,5 +1,6 @@
 """configs/: the recipes of the other three families, each at its scales, with what its makers published."""
 
+import dataclasses
 import runpy
 from pathlib import Path
 
@@ -8,11 +9,11 @@ import pytest
 from posttrain_jax.models import glm_4_6, kimi_k2, minimax_m1
 from posttrain_jax.planning.chips import read_slice
 from posttrain_jax.planning.search import divides, resolved
-from posttrain_jax.run import validate
+from posttrain_jax.run import phases, validate
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODELS = {
-    "kimi_k2": (kimi_k2.TINY, kimi_k2.INSTRUCT),
+    "kimi_k2": (dataclasses.replace(kimi_k2.TINY, norm_eps=1e-5), kimi_k2.INSTRUCT),
     "glm_4_6": (glm_4_6.TINY, glm_4_6.GLM_4_6),
     "minimax_m1": (minimax_m1.TINY, minimax_m1.RELEASED),
 }
@@ -27,8 +28,9 @@ def get_config(family, *scale):
 def test_every_scale_is_valid(family):
     for scale, model in zip(("tiny", "full"), MODELS[family], strict=True):
         recipe = validate.recipe_from(get_config(family, scale))
-        assert (recipe.name, recipe.family, recipe.scale, recipe.model) == (family, family, scale, model)
-        assert recipe.stages == ("sft", "rl")
+        assert (recipe.name, recipe.family, recipe.scale) == (family, family, scale)
+        assert dataclasses.replace(recipe.model, max_length=model.max_length) == model
+        assert recipe.kinds[0] == "sft" and recipe.kinds[-1] == "rl"
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -55,6 +57,10 @@ def test_published_choices(scale):
     assert kimi.rl.objective.name == "k2" and kimi.rl.objective.ptx_weight > 0
     assert (glm.rl.objective.name, glm.rl.objective.aggregation) == ("grpo", "token_mean")
     assert glm.rl.objective.kl_weight == 0
+    experts = {phase.name: phase for phase in phases.of(glm)}
+    assert [experts[name].start for name in ("reasoning", "agent", "general", "distill")] == ["sft"] * 4
+    assert experts["distill"].teachers == ("reasoning", "agent", "general")
+    assert experts["hard"].settings.group_size == 16 and glm.sft.direct_share == 0.5
     assert m1.rl.objective.name == "cispo" and m1.rl.objective.kl_weight == 0
     adam = m1.optimizer
     assert (adam.name, adam.beta1, adam.beta2, adam.epsilon) == ("adamw", 0.9, 0.95, 1e-15)
@@ -63,3 +69,24 @@ def test_published_choices(scale):
 def test_full_lengths_are_those_of_the_reports():
     glm, m1 = (validate.recipe_from(get_config(family, "full")) for family in ("glm_4_6", "minimax_m1"))
     assert glm.rl.length == 64 * 1024 and m1.sft.length == m1.rl.length == 128 * 1024
+    windows = [phase.recipe.rollout.max_response // 1024 for phase in phases.of(m1) if phase.kind == "rl"]
+    assert windows == [40, 40, 48, 56, 64, 72, 80]
+
+
+@pytest.mark.parametrize("scale", ["tiny", "full"])
+def test_variants(scale):
+    for variant, (qat, arch) in {
+        "instruct": ("none", kimi_k2.INSTRUCT),
+        "thinking": ("int4", kimi_k2.THINKING),
+    }.items():
+        kimi = validate.recipe_from(get_config("kimi_k2", f"{scale}-{variant}"))
+        assert kimi.variant == variant and kimi.model.norm_eps == arch.norm_eps
+        assert kimi.precision.qat == qat and kimi.rollout.int4 == (qat == "int4")
+    dpo = validate.recipe_from(get_config("glm_4_6", f"{scale}-dpo"))
+    assert dpo.kinds == ("sft", "rl", "rl", "dpo", "distill", "rl", "rl")
+
+
+@pytest.mark.parametrize("family", ["kimi_k2", "glm_4_6"])
+def test_an_unknown_variant_names_what_there_is(family):
+    with pytest.raises(ValueError, match="'tiny-chat'.*each with -"):
+        get_config(family, "tiny-chat")

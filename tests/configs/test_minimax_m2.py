@@ -24,7 +24,8 @@ def get_config():
 def test_every_scale_is_valid(get_config, scale, model):
     recipe = validate.recipe_from(get_config(scale))
     assert (recipe.name, recipe.scale, recipe.model) == ("minimax_m2", scale, model)
-    assert recipe.stages == ("sft", "rl")
+    assert recipe.kinds[0] == "sft" and recipe.kinds[-1] == "rl"
+    assert (recipe.stages == ("sft", "rl")) == (scale == "tiny"), "the five-minute job has two stages"
 
 
 def test_tiny_is_the_default_scale(get_config):

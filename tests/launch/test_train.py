@@ -76,6 +76,38 @@ def test_overrides(pipeline, arguments, key, value):
     assert workdir == Path("out")
 
 
+def test_overrides_of_a_phase_need_not_stand_in_the_file(pipeline, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from posttrain_jax.run.recipe import Recipe, to_config\n"
+        "def get_config():\n"
+        "    c = to_config(Recipe(stages=('sft', 'again')))\n"
+        "    c.phases.again = {'kind': 'sft', 'sft': {'steps': 5}}\n"
+        "    return c\n"
+    )
+    keys = (
+        "sft.steps=6",
+        "sft.optimizer.learning_rate=1e-2",
+        "optimizer.nesterov=false",
+        "tasks.names=gcd",
+        "start=base",
+    )
+    assert train.main(["--config=own.py", *(f"--config.phases.again.{key}" for key in keys)]) == 0
+    recipe = pipeline[0][0]
+    assert recipe.phases == {
+        "again": {
+            "kind": "sft",
+            "start": "base",
+            "sft": {"steps": 6, "optimizer": {"learning_rate": 0.01}},
+            "optimizer": {"nesterov": False},
+            "tasks": {"names": ("gcd",)},
+        }
+    }
+    assert recipe.sft == Recipe().sft
+    told = mistakes("--config=own.py", "--config.phases.agan.sft.steps=6", "--config.phases.again.sft.stps=6")
+    assert "no 'agan'; the nearest is 'again'" in told[0]
+    assert "the nearest is config.phases.again.sft.steps" in told[1]
+
+
 def test_config_and_its_value_as_two_words(pipeline):
     assert train.main(["--config", f"{CONFIG}:tiny", "--config.seed", "1"]) == 0
     assert pipeline[0][0].seed == 1

@@ -67,7 +67,7 @@ def test_no_areas_no_table():
 
 
 def test_the_live_bar_ends_with_the_table():
-    bar = LiveBar("rl", 10, 0)
+    bar = LiveBar("rl", 10, 0, "rl")
     bar.update(1, {**told(logic=0.5, shop=1.0), "pass_rate": 0.25})
     lines = drawn(bar).splitlines()
     assert "1/10" in lines[0] and "pass 25.0%" in lines[1]

@@ -55,6 +55,8 @@ def test_a_key_left_out_keeps_its_default():
         ({"rl__length": 64}, ["config.rl.length=64", "160"]),
         ({"rl__overlong_buffer": 100}, ["config.rl.overlong_buffer=100", "max_response=64"]),
         ({"rl__objective__cispo__min_ratio": 6.0}, ["config.rl.objective.cispo.min_ratio=6.0", "max_ratio=5.0"]),
+        ({"rl__sampling__final": 0.6, "rl__sampling__plateau": 5}, ["plateau=5", "final=0.6", "nearest is 0"]),
+        ({"rl__sampling__plateau": 5, "rl__carry_over": 1}, ["rl.carry_over=1", "temperature that moves"]),
         ({"rl__judge__name": "oracle"}, ["config.rl.judge.name='oracle'", "one of none, self_critique, genrm"]),
         ({"rl__judge__endpoint__url": "http://host/v1"}, ["rl.judge.endpoint.url", "name is 'none'", "self_critique"]),
         (

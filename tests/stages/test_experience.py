@@ -147,7 +147,7 @@ def test_right_answers_are_paid(chat):
     assert all(rate[0] > 0.5 for name, rate in curriculum.rates.items() if curriculum.counts[name][0])
     written = sample(chat, found.groups[0][1])
     assert written["correct"] and written["answer"] == written["expected"] and written["reasoning"] == "thinking"
-    assert written["tokens"] == len(found.groups[0][1].completion.tokens) and written["stage"] == "rl"
+    assert written["tokens"] == len(found.groups[0][1].completion.tokens)
 
 
 def test_prompts_that_are_too_long_are_passed_over(chat):
