@@ -485,7 +485,7 @@ class Recipe:
     seed: int = setting(0, "everything random derives from it", minimum=0)
     stages: tuple = setting(("sft", "rl"), "phases, or 'sft', 'reward_model', 'dpo', 'distill' and 'rl', in order")
     phases: Phases = dataclasses.field(default_factory=Phases)
-    tokenizer: str = setting("tiny", "'tiny' (shipped) or a path: tokenizer.json, tiktoken.model, sentencepiece .model")
+    tokenizer: str = setting("tiny", "'tiny', 'tools' or a path: tokenizer.json, tiktoken.model, sentencepiece .model")
     weights: str = setting("", "directory of a run or conversion whose weights to start from; empty starts afresh")
     model: Architecture = dataclasses.field(default_factory=Architecture)
     precision: Precision = dataclasses.field(default_factory=Precision)

@@ -259,14 +259,14 @@ def _file_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     for stage in ("reward_model", "dpo"):
         if (data := getattr(recipe, stage).data) != "tasks":
             yield from _data_rules(f"{stage}.data", data, PAIR_SPECS)
-    if recipe.tokenizer != "tiny":
+    from posttrain_jax.chat import FORMATS, tokenizer  # imported when asked for: --help needs none
+
+    if recipe.tokenizer not in tokenizer.shipped():
         path = Path(recipe.tokenizer)
         problem = None if path.is_dir() else _file_problem(path)
         if problem:
             yield ("tokenizer",), f"config.tokenizer={recipe.tokenizer!r}: {problem}"
             return
-    from posttrain_jax.chat import FORMATS, tokenizer  # imported when asked for: --help needs none
-
     try:
         size = tokenizer.load(recipe.tokenizer, FORMATS[recipe.family].special_tokens).size
     except (UserError, OSError, RuntimeError, ValueError, KeyError) as error:
