@@ -64,7 +64,7 @@ def tiny() -> ConfigDict:
 
 
 def tools() -> ConfigDict:
-    """The tiny model as an agent in worlds: docs/tiny.md has what it learns. Its tokenizer writes markup in few pieces."""
+    """The tiny model as an agent in worlds, whose markup its tokenizer writes in few pieces: docs/tiny.md."""
     c = tiny()
     c.name = "minimax_m2_tools"
     c.tokenizer = "tools"
@@ -72,13 +72,14 @@ def tools() -> ConfigDict:
     c.tasks.max_level = 1
 
     c.sft.careful_share = 1.0
-    c.sft.steps = 600
+    c.sft.steps = 250
     c.sft.length = 256
 
     c.rollout.max_prompt = 192
     c.rollout.max_response = 64
 
     c.rl.steps = 60
+    c.rl.prompts = 16
     c.rl.length = 256
     return c
 

@@ -49,7 +49,8 @@ def corpus(problems_per_task: int) -> Iterator[str]:
 def episodes(names: Sequence[str], problems_per_task: int) -> tuple[list[str], list[str]]:
     """The phrases in which worlds declare their tools, and what is said in them, in runs of tags and in single words.
 
-    A phrase is to be one piece, and so is a line of the example of a call that comes with them. A value is the same piece where it is asked for, in a call, and in a result.
+    A phrase is to be one piece, and so is a line of the example of a call that comes with them. A value is the same
+    piece where it is asked for, in a call, and in a result.
     """
     family, phrases, said = chat.for_family("minimax_m2"), dict[str, None](), []
     for name, level, index in itertools.product(names, range(LEVELS), range(problems_per_task)):

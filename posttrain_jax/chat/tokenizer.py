@@ -94,7 +94,8 @@ def load(name: str | PathLike[str] = "tiny", special_tokens: Sequence[str] = ())
     """The tokenizer shipped under a name, or the one at a path.
 
     Args:
-      name: one of `shipped`, or a ``tokenizer.json``, a ``tiktoken.model`` or a sentencepiece ``.model``, or a folder with one.
+      name: one of `shipped`; or a ``tokenizer.json``, a ``tiktoken.model`` or a sentencepiece ``.model``; or a folder
+        with one.
       special_tokens: a tuple of names; those that a sentencepiece model lacks get the ids behind its own.
 
     Raises:

@@ -355,6 +355,9 @@ class Judge:
     max_prompt: int = setting(1024, "longest question to the policy as judge, in tokens", minimum=1)
     max_response: int = setting(256, "longest answer of the judge, in tokens", minimum=1)
     temperature: float = setting(0.0, "the judge's; 0 is greedy", minimum=0.0)
+    refresh: int = setting(
+        0, "self_critique: pairs of a right and a wrong answer that a step trains the policy to judge", minimum=0
+    )
     endpoint: JudgeEndpoint = dataclasses.field(default_factory=JudgeEndpoint)
 
 
@@ -429,6 +432,11 @@ class RL:
     )
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     optimizer: Pace = dataclasses.field(default_factory=Pace)
+
+    @property
+    def groups(self) -> int:
+        """The most groups that a step trains on: of its prompts, and of both orders of its critic's pairs."""
+        return self.prompts + 2 * self.judge.refresh
 
 
 @dataclasses.dataclass(frozen=True)

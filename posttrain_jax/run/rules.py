@@ -135,6 +135,19 @@ def _judge_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             f" {judge.max_prompt + judge.max_response} tokens, more than config.model.max_length={longest}",
         )
 
+    if judge.refresh and (judge.name != "self_critique" or judge.endpoint.url or recipe.rl.debug != "none"):
+        yield (
+            ("rl.judge.refresh", "rl.judge.name", "rl.judge.endpoint.url", "rl.debug"),
+            f"config.rl.judge.refresh={judge.refresh}: trains the policy as its own critic, so it needs"
+            " config.rl.judge.name='self_critique' without an endpoint, and rl.debug='none'; the nearest is 0",
+        )
+    elif judge.refresh and recipe.rl.length < judge.max_prompt + judge.max_response:
+        yield (
+            ("rl.length", "rl.judge.refresh", "rl.judge.max_prompt", "rl.judge.max_response"),
+            f"config.rl.length={recipe.rl.length}: with config.rl.judge.refresh a row must hold"
+            f" config.rl.judge.max_prompt + max_response = {judge.max_prompt + judge.max_response}",
+        )
+
 
 def _name_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Names of stages and of tasks."""
