@@ -1,6 +1,6 @@
 """MiniMax-M2: supervised fine-tuning on reasoning tasks, then reinforcement learning with CISPO.
 
-    python launch/train.py --config=configs/minimax_m2.py[:tiny|small|full] [--config.sft.steps=500 ...]
+    python launch/train.py --config=configs/minimax_m2.py[:tiny|tools|small|full] [--config.sft.steps=500 ...]
 
 The backbone is MiniMax-M2's: full softmax attention in every layer and 256 routed experts. MiniMax has not published
 the sizes and rates of M2's own post-training, so the reinforcement learning follows what it documents for MiniMax-M1
@@ -13,6 +13,7 @@ full scale, which keeps one moment where AdamW keeps two.
 
 scale   model                        hardware
 tiny    0.5 M weights, 3 layers      a laptop: two CPU cores
+tools   the same, in worlds with tools over many turns
 small   236 M weights, 12 layers     one GPU, or one TPU host
 full    229 B weights, 62 layers     a TPU pod: 128 chips of v5p or more
 """
@@ -32,7 +33,7 @@ WORLDS = ("calendar", "files", "database", "bank", "shop")
 
 def get_config(scale: str = "tiny") -> ConfigDict:
     """The recipe at one of the scales above."""
-    scales = {"tiny": tiny, "small": small, "full": full}
+    scales = {"tiny": tiny, "tools": tools, "small": small, "full": full}
     if scale not in scales:
         raise ValueError(f"no scale {scale!r}; there are {', '.join(scales)}")
     return scales[scale]()
@@ -69,6 +70,27 @@ def tiny() -> ConfigDict:
     c.rl.optimizer.learning_rate = 5e-4
     c.rl.optimizer.warmup_steps = 5
     c.rl.optimizer.weight_decay = 0.0
+    return c
+
+
+def tools() -> ConfigDict:
+    """The tiny model as an agent in worlds, whose markup its tokenizer writes in few pieces: docs/tiny.md."""
+    c = tiny()
+    c.name = "minimax_m2_tools"
+    c.tokenizer = "tools"
+    c.tasks.names = ("shop", "calendar", "files", "database", "bank")
+    c.tasks.max_level = 1
+
+    c.sft.careful_share = 1.0
+    c.sft.steps = 250
+    c.sft.length = 256
+
+    c.rollout.max_prompt = 192
+    c.rollout.max_response = 64
+
+    c.rl.steps = 60
+    c.rl.prompts = 16
+    c.rl.length = 256
     return c
 
 

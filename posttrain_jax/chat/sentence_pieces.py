@@ -83,15 +83,15 @@ class SentencePieceTokenizer(Tokenizer):
         return (piece if self._processor.IsControl(token) else piece.replace(SPACE, " ")).encode()
 
 
-def separated(lines: Iterable[str]) -> Iterator[str]:
-    """The lines with a digit around each arithmetic sign and behind each end.
+def separated(lines: Iterable[str], signs: re.Pattern[str] = SIGN) -> Iterator[str]:
+    """The lines with a digit around each of the ``signs``, which are arithmetic's, and behind each end.
 
     A digit is never part of a longer piece, so no piece reaches across. The digits vary because the trainer considers a
     string for a piece only where different characters follow it.
     """
     digits = random.Random(0)
     for line in lines:
-        line = SIGN.sub(lambda sign: f"{digits.randrange(10)}{sign[0]}{digits.randrange(10)}", line)
+        line = signs.sub(lambda sign: f"{digits.randrange(10)}{sign[0]}{digits.randrange(10)}", line)
         yield f"{line}{digits.randrange(10)}"
 
 
@@ -100,6 +100,8 @@ def train(
     path: str | PathLike[str],
     vocab_size: int = 512,
     special_tokens: Sequence[str] = SPECIAL_TOKENS,
+    signs: re.Pattern[str] = SIGN,
+    whole: Sequence[str] = (),
 ) -> SentencePieceTokenizer:
     """Train a unigram tokenizer and write it to ``path``; the same lines give the same file, bit for bit.
 
@@ -112,6 +114,8 @@ def train(
       path: the ``.model`` file to write; its folder must exist.
       vocab_size: number of tokens, exactly.
       special_tokens: names of the special tokens.
+      signs: what no piece reaches across; arithmetic's, unless markup is to be in few pieces.
+      whole: texts that are one piece each, wherever they stand.
 
     Raises:
       UserError: a vocabulary that the samples cannot fill, or too small for their characters.
@@ -121,7 +125,7 @@ def train(
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=separated(lines),
+            sentence_iterator=separated(lines, signs),
             model_writer=model,
             model_type="unigram",
             vocab_size=vocab_size,
@@ -131,7 +135,7 @@ def train(
             eos_id=-1,
             pad_piece="<pad>",
             control_symbols=list(special_tokens),
-            user_defined_symbols=list(OPERATORS),
+            user_defined_symbols=[*OPERATORS, *(text.replace(" ", SPACE) for text in whole)],
             byte_fallback=True,
             character_coverage=1.0,
             required_chars=KEPT_CHARACTERS,

@@ -84,12 +84,18 @@ class Tokenizer(abc.ABC):
         return self.decode_bytes(tokens).decode(errors="replace")
 
 
+def shipped() -> list[str]:
+    """Names of the tokenizers that come with the project."""
+    return sorted(file.stem for file in ASSETS.glob("*.model"))
+
+
 @functools.cache
 def load(name: str | PathLike[str] = "tiny", special_tokens: Sequence[str] = ()) -> Tokenizer:
     """The tokenizer shipped under a name, or the one at a path.
 
     Args:
-      name: ``tiny``, or a ``tokenizer.json``, a ``tiktoken.model`` or a sentencepiece ``.model``, or a folder with one.
+      name: one of `shipped`; or a ``tokenizer.json``, a ``tiktoken.model`` or a sentencepiece ``.model``; or a folder
+        with one.
       special_tokens: a tuple of names; those that a sentencepiece model lacks get the ids behind its own.
 
     Raises:
@@ -99,15 +105,14 @@ def load(name: str | PathLike[str] = "tiny", special_tokens: Sequence[str] = ())
     from posttrain_jax.chat.byte_pairs import HuggingFaceTokenizer, TiktokenTokenizer
     from posttrain_jax.chat.sentence_pieces import SentencePieceTokenizer
 
-    shipped = ASSETS / f"{name}.model"
-    path = shipped if shipped.is_file() else Path(name)
+    path = ASSETS / f"{name}.model" if name in shipped() else Path(name)
     if path.is_dir():
         found = [path / file for file in FILES if (path / file).is_file()]
         if not found:
             raise FileNotFoundError(f"no tokenizer in {path}: none of {', '.join(FILES)}")
         path = found[0]
     if not path.is_file():
-        names = ", ".join(sorted(file.stem for file in ASSETS.glob("*.model")))
+        names = ", ".join(shipped())
         raise FileNotFoundError(f"no tokenizer {str(name)!r}: neither a path nor one of those shipped ({names})")
     if path.suffix == ".json":
         return HuggingFaceTokenizer(path)

@@ -10,6 +10,9 @@ from posttrain_jax.chat.format import Message
 from posttrain_jax.environments.environment import Environment
 
 
+ENDING = "that is all"  # the thought before the last words: a model that is prompted to think has to learn one
+
+
 class Say(Protocol):
     """Says why, and calls tools; gives their results as text, none when the episode is over."""
 
@@ -35,7 +38,7 @@ async def demonstrated(environment: Environment, solve: Solve, seed: int) -> dic
 
     words = await solve(str(messages[-1]["content"]), say)
     if words is not None:
-        messages.append({"role": "assistant", "content": words})
+        messages.append({"role": "assistant", "reasoning_content": ENDING, "content": words})
     await environment.close()
     return {"messages": messages, "tools": list(observation.tools)}
 

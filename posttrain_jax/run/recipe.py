@@ -378,6 +378,9 @@ class Judge:
     max_prompt: int = setting(1024, "longest question to the policy as judge, in tokens", minimum=1)
     max_response: int = setting(256, "longest answer of the judge, in tokens", minimum=1)
     temperature: float = setting(0.0, "the judge's; 0 is greedy", minimum=0.0)
+    refresh: int = setting(
+        0, "self_critique: pairs of a right and a wrong answer that a step trains the policy to judge", minimum=0
+    )
     endpoint: JudgeEndpoint = dataclasses.field(default_factory=JudgeEndpoint)
 
 
@@ -453,6 +456,11 @@ class RL:
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     optimizer: Pace = dataclasses.field(default_factory=Pace)
 
+    @property
+    def groups(self) -> int:
+        """The most groups that a step trains on: of its prompts, and of both orders of its critic's pairs."""
+        return self.prompts + 2 * self.judge.refresh
+
 
 @dataclasses.dataclass(frozen=True)
 class Episodes:
@@ -508,7 +516,7 @@ class Recipe:
     seed: int = setting(0, "everything random derives from it", minimum=0)
     stages: tuple = setting(("sft", "rl"), "phases, or 'sft', 'reward_model', 'dpo', 'distill' and 'rl', in order")
     phases: Phases = dataclasses.field(default_factory=Phases)
-    tokenizer: str = setting("tiny", "'tiny' (shipped) or a path: tokenizer.json, tiktoken.model, sentencepiece .model")
+    tokenizer: str = setting("tiny", "'tiny', 'tools' or a path: tokenizer.json, tiktoken.model, sentencepiece .model")
     weights: str = setting("", "directory of a run or conversion whose weights to start from; empty starts afresh")
     model: Architecture = dataclasses.field(default_factory=Architecture)
     precision: Precision = dataclasses.field(default_factory=Precision)

@@ -148,6 +148,19 @@ def _judge_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             f" {judge.max_prompt + judge.max_response} tokens, more than config.model.max_length={longest}",
         )
 
+    if judge.refresh and (judge.name != "self_critique" or judge.endpoint.url or recipe.rl.debug != "none"):
+        yield (
+            ("rl.judge.refresh", "rl.judge.name", "rl.judge.endpoint.url", "rl.debug"),
+            f"config.rl.judge.refresh={judge.refresh}: trains the policy as its own critic, so it needs"
+            " config.rl.judge.name='self_critique' without an endpoint, and rl.debug='none'; the nearest is 0",
+        )
+    elif judge.refresh and recipe.rl.length < judge.max_prompt + judge.max_response:
+        yield (
+            ("rl.length", "rl.judge.refresh", "rl.judge.max_prompt", "rl.judge.max_response"),
+            f"config.rl.length={recipe.rl.length}: with config.rl.judge.refresh a row must hold"
+            f" config.rl.judge.max_prompt + max_response = {judge.max_prompt + judge.max_response}",
+        )
+
 
 def _name_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Names of stages and of tasks."""
@@ -272,14 +285,14 @@ def _file_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     for stage in ("reward_model", "dpo"):
         if (data := getattr(recipe, stage).data) != "tasks":
             yield from _data_rules(f"{stage}.data", data, PAIR_SPECS)
-    if recipe.tokenizer != "tiny":
+    from posttrain_jax.chat import FORMATS, tokenizer  # imported when asked for: --help needs none
+
+    if recipe.tokenizer not in tokenizer.shipped():
         path = Path(recipe.tokenizer)
         problem = None if path.is_dir() else _file_problem(path)
         if problem:
             yield ("tokenizer",), f"config.tokenizer={recipe.tokenizer!r}: {problem}"
             return
-    from posttrain_jax.chat import FORMATS, tokenizer  # imported when asked for: --help needs none
-
     try:
         size = tokenizer.load(recipe.tokenizer, FORMATS[recipe.family].special_tokens).size
     except (UserError, OSError, RuntimeError, ValueError, KeyError) as error:

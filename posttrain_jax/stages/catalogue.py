@@ -30,8 +30,9 @@ from posttrain_jax.stages.drawing import in_turn
 from posttrain_jax.stages.evaluation import evaluate
 from posttrain_jax.stages.flight import Flight
 from posttrain_jax.stages.heat import Heat
-from posttrain_jax.stages.judging import make_judging
+from posttrain_jax.stages.judging import Judging, make_judging
 from posttrain_jax.stages.optimizing import Optimizing, make_optimizing
+from posttrain_jax.stages.refreshing import Refresh
 from posttrain_jax.stages.reward_model import Scorer
 from posttrain_jax.stages.scoring import Scoring
 from posttrain_jax.stages.step import Step, TrainState, layout
@@ -184,21 +185,29 @@ def _rl(shared: Shared, state: TrainState, start: int, cursor: Mapping[str, Any]
     if cursor:
         curriculum.restore(cursor["curriculum"])
     limits, segments = shared.engine.limits, recipe.episodes.segments if _flies(recipe) else 1
+    judging = (
+        None
+        if _flies(recipe) or settings.debug == "train_only"
+        else make_judging(recipe, shared.chat, shared.mesh, shared.workdir)
+    )
+    refresh = _refresh(recipe, judging)
+    longest = max(limits.positions, refresh.engine.limits.positions if refresh else 0)
     with contextlib.ExitStack() as held:
         yield from rl.train(
             settings,
             optimizing(shared, "rl"),
             shared.graph,
             state,
-            _collector(shared, curriculum, cursor, held),
+            _collector(shared, curriculum, cursor, held, judging),
             curriculum,
             shared.chat,
-            rl.Preparation(settings, limits.positions, limits.max_response, shared.mesh, segments),
+            rl.Preparation(settings, longest, limits.max_response, shared.mesh, segments),
             sft_data,
             start=start,
             draws=cursor.get("draws", 0),
             used=cursor.get("tokens", 0),
             samples_per_step=recipe.run.samples_per_step,
+            refresh=refresh,
         )
 
 
@@ -206,8 +215,19 @@ def _flies(recipe: Recipe) -> bool:
     return bool(recipe.rl.carry_over or any(worlds.is_world(name) for name in recipe.tasks.names))
 
 
+def _refresh(recipe: Recipe, judging: Judging | None) -> Refresh | None:
+    if not recipe.rl.judge.refresh or judging is None or judging.engine is None:
+        return None
+    key = jax.random.fold_in(jax.random.key(recipe.seed), 2)
+    return Refresh(recipe.rl, judging.engine, judging.chat, judging.rubrics, key)
+
+
 def _collector(
-    shared: Shared, curriculum: Curriculum, cursor: Mapping[str, Any], held: contextlib.ExitStack
+    shared: Shared,
+    curriculum: Curriculum,
+    cursor: Mapping[str, Any],
+    held: contextlib.ExitStack,
+    judging: Judging | None,
 ) -> Collector:
     """What the recipe collects by, where the cursor says it was; what has to be closed is ``held``."""
     recipe, settings, chat = shared.recipe, shared.recipe.rl, shared.chat
@@ -226,7 +246,6 @@ def _collector(
         if "scoring" in cursor:
             scoring.restore(cursor["scoring"])
         key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
-        judging = make_judging(recipe, chat, shared.mesh, shared.workdir)
         collector = AtOnce(settings, recipe.tasks, shared.engine, chat, curriculum, key, scoring, judging, heat)
     return Recorded(collector, folder, chat) if settings.debug == "rollout_only" else collector
 

@@ -18,7 +18,7 @@ def capacity(settings: RL, longest: int, segments: int = 1) -> int:
 
     ``longest`` tokens is the limit of a segment, and a response has at most ``segments`` of them.
     """
-    groups = -(-settings.prompts // settings.minibatches)
+    groups = -(-settings.groups // settings.minibatches)
     rows = -(-groups * settings.group_size * segments // (settings.length // longest))
     return -(-rows // settings.microbatch_rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ from posttrain_jax.stages.hindsight import make_hindsight
 from posttrain_jax.stages.optimizing import Optimizing
 from posttrain_jax.stages.packing import add_ptx, capacity, pack
 from posttrain_jax.stages.policy import advantages_and_aggregation, make_loss
+from posttrain_jax.stages.refreshing import Refresh, agreed
 from posttrain_jax.stages.step import Step, TrainState, make_update
 
 Minibatch = list[list[tuple[Judged, float]]]  # its groups, each response with its advantage
@@ -47,6 +49,7 @@ def train(
     draws: int,
     used: int,
     samples_per_step: int,
+    refresh: Refresh | None = None,
 ) -> Iterator[Step]:
     """Yields after every step from ``start`` + 1 to ``settings.steps``, or to that which uses up ``settings.tokens``.
 
@@ -55,6 +58,8 @@ def train(
     where a loss counts it. The metric ``mismatch`` is the mean |log π_trainer - log π_sampler|
     before the first update, of what the newest policy sampled: what the two implementations of one model disagree by.
     Its 99th percentile, its largest and the divergence stand beside it.
+    With ``refresh`` a step also trains the policy as critic; ``critic_agreement`` and ``critic_agreement_after`` are of
+    the same questions, before the step's updates and after them.
     """
     loss = make_loss(graph, settings, optimizing.watch)
     update = make_update(optimizing.optimizer, loss, state, optimizing.after, optimizing.overlap)
@@ -67,9 +72,12 @@ def train(
         draws = experience.draws
         metrics: dict[str, Any] = statistics(experience)
         metrics |= {f"difficulty/{bucket}": cells for bucket, cells in curriculum.buckets().items()}
+        heat = experience.temperature
+        asked = refresh.lessons(experience.everything, number) if refresh else []
+        lessons = refresh.judged(state.weights, asked, number, heat) if refresh else []
         version = number - 1 if settings.carry_over else None
-        deals, heat = prepare.minibatches(experience.groups), experience.temperature
-        batches = (prepare(deal, sft_data, version, heat) for deal in deals)
+        groups = [*experience.groups, *(group for group in lessons if len({t.reward for t in group}) > 1)]
+        batches = (prepare(deal, sft_data, version, heat) for deal in prepare.minibatches(groups))
         if hindsight:  # by the weights that sampled, so before the first update
             batches = [
                 (n, hindsight(state.weights, state.reference, batch, n), counted) for n, batch, counted in batches
@@ -79,7 +87,11 @@ def train(
             state, numbers = update(state, batch, filled)
             updates.append(numbers)
             trained += counted
-        sampled = sum(t.length for t in experience.everything)
+        if refresh and lessons:
+            metrics["critic_agreement"] = agreed(lessons)
+            metrics["critic_agreement_after"] = agreed(refresh.judged(state.weights, asked, number))
+        everything = [*experience.everything, *itertools.chain(*lessons)]
+        sampled = sum(t.length for t in everything)
         used += sampled + trained
         metrics.update(_summarise(updates))
         metrics |= {"sampled_tokens": sampled, "trained_tokens": trained, "used_tokens": used}
@@ -90,11 +102,12 @@ def train(
             number,
             state,
             metrics,
-            tokens=sum(t.size for t in experience.everything),
+            tokens=sum(t.size for t in everything),
             cursor=kept | ({"sft_data": sft_data.state()} if sft_data else {}),
             samples=[
                 sample(chat, trajectory)
-                for trajectory in [g[0] for g in experience.groups[:samples_per_step]] + experience.hacked
+                for trajectory in [g[0] for g in [*experience.groups[:samples_per_step], *lessons[:1]]]
+                + experience.hacked
             ],
             batch=batch,
             last=0 < settings.tokens <= used,
@@ -109,9 +122,9 @@ class Preparation:
         self.room = capacity(settings, longest, segments)
         self.ptx_room = -(-settings.objective.ptx_rows // settings.microbatch_rows)
         advantages, aggregation = advantages_and_aggregation(settings.objective)
-        self._advantages = jax.jit(partial(_advantages, kind=advantages, groups=settings.prompts + 1))
+        self._advantages = jax.jit(partial(_advantages, kind=advantages, groups=settings.groups + 1))
         self._weights = jax.jit(
-            partial(token_weights, mode=aggregation, prompts=settings.prompts + 1, constant=float(longest_response))
+            partial(token_weights, mode=aggregation, prompts=settings.groups + 1, constant=float(longest_response))
         )
 
     def minibatches(self, groups: Sequence[Sequence[Judged]]) -> list[Minibatch]:
@@ -154,8 +167,8 @@ class Preparation:
     def _ragged(self, groups: list[list], dtype: Any) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the responses and the groups they belong to, always in arrays of one size."""
         flat = [number for group in groups for number in group]
-        numbers = np.zeros(self.settings.prompts * self.settings.group_size, dtype)
-        ids = np.full(len(numbers), self.settings.prompts, np.int32)
+        numbers = np.zeros(self.settings.groups * self.settings.group_size, dtype)
+        ids = np.full(len(numbers), self.settings.groups, np.int32)
         numbers[: len(flat)] = flat
         ids[: len(flat)] = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
         return numbers, ids

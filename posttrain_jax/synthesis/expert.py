@@ -8,7 +8,7 @@ from typing import Any
 
 from posttrain_jax.chat.format import Message
 from posttrain_jax.environments import worlds
-from posttrain_jax.environments.expert import spoken
+from posttrain_jax.environments.expert import ENDING, spoken
 from posttrain_jax.environments.user import User, WithUser
 from posttrain_jax.synthesis.dressed import Dressed
 from posttrain_jax.synthesis.personas import ASKS_BACK, ScriptedUser, script
@@ -91,7 +91,8 @@ class _Hand:
 
     async def answer(self, words: str) -> None:
         """Says words to the user."""
-        await self._step({"role": "assistant", "content": self.variant.outward(words)})
+        thought = {"reasoning_content": self.variant.outward(ENDING)} if self.variant.thinking else {}
+        await self._step({"role": "assistant", **thought, "content": self.variant.outward(words)})
 
     async def _step(self, message: dict[str, Any]) -> list[Message]:
         if self.over:

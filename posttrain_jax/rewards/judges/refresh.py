@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from posttrain_jax.rewards.judges.rubrics import Rubric, compare_messages, verdict_line
 from posttrain_jax.rewards.judges.self_critique import Outcome, Pair
+
+
+class Lesson(NamedTuple):
+    """A question to the critic, and the verdict that agrees with the verifier: +1 or -1."""
+
+    messages: list[dict[str, Any]]
+    verdict: int
 
 
 def agreement(outcomes: Mapping[Pair, Outcome], correct: Sequence[bool]) -> tuple[float, int]:
@@ -24,34 +31,35 @@ def agreement(outcomes: Mapping[Pair, Outcome], correct: Sequence[bool]) -> tupl
     return sum(agreed), len(agreed)
 
 
-def conversations(
+def lessons(
     question: str, answers: Sequence[str], correct: Sequence[bool], rubrics: Sequence[Rubric], *, most: int, seed: int
-) -> list[dict[str, Any]]:
-    """Records for the critic to learn from: pairs of a right and a wrong answer, in both orders, with the verdict.
+) -> list[Lesson]:
+    """Questions to the critic whose verdict is known: pairs of a right and a wrong answer, in both orders.
 
     Args:
       answers, correct: a judged group and what the verifier said of it.
       most: pairs taken, drawn with ``seed``; an answer's text counts once.
 
     Returns:
-      Two ``{"messages": ...}`` for each pair; none for a group that is all right or all wrong.
+      Two for each pair, one after the other; none for a group that is all right or all wrong.
     """
     known = dict(zip(answers, correct, strict=True))
     right, wrong = ([text for text, good in known.items() if good == kind] for kind in (True, False))
     pairs = [(good, bad) for good in right for bad in wrong]
     chosen = random.Random(seed).sample(pairs, min(most, len(pairs)))
-    return [record for good, bad in chosen for record in _records(question, good, bad, rubrics)]
-
-
-def _records(question: str, good: str, bad: str, rubrics: Sequence[Rubric]) -> list[dict[str, Any]]:
     return [
-        {"messages": [*compare_messages(question, a, b, rubrics), _lesson(verdict)]}
+        Lesson(compare_messages(question, a, b, rubrics), verdict)
+        for good, bad in chosen
         for a, b, verdict in ((good, bad, 1), (bad, good, -1))
     ]
 
 
-def _lesson(verdict: int) -> dict[str, Any]:
-    """The critic's answer, with a reason: a family that always thinks would else have to write the verdict as one."""
-    right, wrong = "AB" if verdict > 0 else "BA"
+def conversation(lesson: Lesson) -> dict[str, Any]:
+    """A record of `data.sources` for a critic that cannot judge yet: the lesson, and its verdict with a reason.
+
+    A family that always thinks would else have to write the verdict as one.
+    """
+    right, wrong = "AB" if lesson.verdict > 0 else "BA"
     reasoning = f"Answer {right} is right and answer {wrong} is wrong."
-    return {"role": "assistant", "reasoning_content": reasoning, "content": verdict_line(verdict)}
+    answer = {"role": "assistant", "reasoning_content": reasoning, "content": verdict_line(lesson.verdict)}
+    return {"messages": [*lesson.messages, answer]}

@@ -7,7 +7,7 @@ from opinions import Scripted, by_number
 
 from posttrain_jax import chat as chats
 from posttrain_jax.rewards.judges.judge import Comparison
-from posttrain_jax.rewards.judges.refresh import agreement, conversations
+from posttrain_jax.rewards.judges.refresh import agreement, conversation, lessons
 from posttrain_jax.rewards.judges.rubrics import CORE, compare_messages, read_comparison
 from posttrain_jax.rewards.judges.self_critique import Outcome, outcome, rank
 
@@ -28,8 +28,9 @@ def test_a_critic_that_knows_agrees(sign, share):
 
 
 def test_lessons_show_both_orders_and_the_verdict():
-    records = conversations("2 + 2", ["4", "5", "4"], [True, False, True], CORE, most=9, seed=0)
-    straight, swapped = (record["messages"] for record in records)
+    found = lessons("2 + 2", ["4", "5", "4"], [True, False, True], CORE, most=9, seed=0)
+    assert [lesson.verdict for lesson in found] == [1, -1]
+    straight, swapped = (conversation(lesson)["messages"] for lesson in found)
     assert straight[:2] == compare_messages("2 + 2", "4", "5", CORE)
     assert swapped[:2] == compare_messages("2 + 2", "5", "4", CORE)
     verdicts = [Comparison(read_comparison(messages[-1]["content"])) for messages in (straight, swapped)]
@@ -39,20 +40,20 @@ def test_lessons_show_both_orders_and_the_verdict():
 
 def test_as_many_pairs_as_wanted_are_drawn():
     answers, correct = [str(n) for n in range(6)], [n < 3 for n in range(6)]
-    whole = conversations("?", answers, correct, CORE, most=99, seed=0)
-    some = conversations("?", answers, correct, CORE, most=4, seed=0)
+    whole = lessons("?", answers, correct, CORE, most=99, seed=0)
+    some = lessons("?", answers, correct, CORE, most=4, seed=0)
     assert (len(whole), len(some)) == (18, 8)
-    assert all(record in whole for record in some)
-    assert some == conversations("?", answers, correct, CORE, most=4, seed=0)
-    assert some != conversations("?", answers, correct, CORE, most=4, seed=1)
-    assert conversations("?", answers, [True] * 6, CORE, most=4, seed=0) == []
+    assert all(lesson in whole for lesson in some)
+    assert some == lessons("?", answers, correct, CORE, most=4, seed=0)
+    assert some != lessons("?", answers, correct, CORE, most=4, seed=1)
+    assert lessons("?", answers, [True] * 6, CORE, most=4, seed=0) == []
 
 
 @pytest.mark.parametrize("family", sorted(chats.FORMATS))
 def test_every_family_can_be_taught_one(family):
     chat = chats.for_family(family)
-    (record, _) = conversations("2 + 2", ["4", "5"], [True, False], CORE, most=1, seed=0)
-    tokens, mask = chat.encode(record["messages"])
+    (lesson, _) = lessons("2 + 2", ["4", "5"], [True, False], CORE, most=1, seed=0)
+    tokens, mask = chat.encode(conversation(lesson)["messages"])
     taught = chat.tokenizer.decode([t for t, m in zip(tokens, mask, strict=True) if m])
     assert read_comparison(chat.parse(taught)["content"]) == 1
     assert "Compare" not in taught
