@@ -54,6 +54,7 @@ class Curve(NamedTuple):
 CURVES = (
     Curve("reward", "Reward", "mean of a response"),
     Curve("pass_rate", "Pass rate", "% of responses", 100.0),
+    Curve("heldout", "Held-out pass@1", "% of problems", 100.0, False),
     Curve("response_length", "Response length", "tokens"),
     Curve("score", "Reward model's score", "mean of a response"),
     Curve("score_length", "Score and length", "correlation"),
@@ -184,6 +185,11 @@ def _lines(path: Path, damage: list[str], wanted: frozenset[int] | None = None) 
                 unread += 1
     if unread:
         damage.append(f"{path.name}: {unread} {'line' if unread == 1 else 'lines'} could not be read.")
+
+
+def records(workdir: Path) -> Records:
+    """Every number of a run's metrics.jsonl and timing.jsonl that can be read."""
+    return _records([workdir / "metrics.jsonl", workdir / "timing.jsonl"], [])
 
 
 def _records(paths: Sequence[Path], damage: list[str]) -> Records:
