@@ -91,7 +91,7 @@ def train(
             tokens=sum(t.size for t in experience.everything),
             cursor=kept | ({"sft_data": sft_data.state()} if sft_data else {}),
             samples=[
-                sample(chat, "rl", number, trajectory)
+                sample(chat, trajectory)
                 for trajectory in [g[0] for g in experience.groups[:samples_per_step]] + experience.hacked
             ],
             batch=batch,
