@@ -1,18 +1,23 @@
 """Runs several recipes on the same base model, the same tasks and the same tokens, and writes one report.
 
     python launch/compare.py --configs=configs/kimi_k2.py,configs/glm_4_6.py,configs/minimax_m2.py --workdir=DIR
-        [--scale=tiny] [--base=RUN_OR_CONFIG] [--tokens=N] [--seeds=0,1,2] [--every=10]
+        [--scale=tiny] [--base=RUN_OR_CONFIG] [--tokens=N] [--seeds=0,1,2] [--every=10] [--dry_run] [--json]
 
 The base is a run's directory, or the supervised fine-tuning of a configuration (the first recipe's). On it each recipe
-does its reinforcement learning with its own objective, optimizer, rewards, length penalties, groups, curriculum and
-temperature; model, chat format, tasks, prompts in a step and rows are the base's. Each run is an ordinary one in
-DIR/RECIPE-seedN: the same command goes on where it was stopped, and repeats nothing.
+does its reinforcement learning with its own objective, optimizer, judge, length penalties, groups, curriculum,
+temperature and quantisation; model, chat format, tasks, prompts in a step and rows are the base's. Each run is an
+ordinary one in DIR/RECIPE-seedN: the same command goes on where it was stopped, and repeats nothing; with another
+recipe or seed behind, it runs what is new. What came of it is in DIR/compare.html and DIR/compare.json.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import command_line
 import config_file
@@ -32,31 +37,39 @@ def main(arguments: Sequence[str]) -> int:
     values = _flags()
     command_line.parse(arguments, values, __doc__ or "")
     comparison, makes_base = _comparison(values)
-    workdir = Path(values.workdir).expanduser().resolve()
-    runs = {workdir / f"{name}-seed{seed}": (name, seed, run) for (name, seed), run in comparison.runs().items()}
     todo = {comparison.weights: plan.base_run(comparison.base)} if makes_base else {}
-    todo |= {folder: run for folder, (_, _, run) in runs.items()}
+    todo |= comparison.runs()
     different = [f"{d} ({folder})" for folder, run in todo.items() for d in run_directory.conflict(folder, run)]
     if different:
         raise UserError("\n".join(different))
-    screen.plan(comparison)
-    if values.dry_run:
-        return 0
+    with contextlib.redirect_stdout(sys.stderr) if values.json else contextlib.nullcontext():
+        screen.plan(comparison)
+        if values.dry_run:
+            return 0
+        code, failed = _run(comparison, todo)
+        if code:
+            return code
+        found = _report(comparison)
+        screen.results(found)
+        print(f"written to {comparison.workdir / 'compare.html'} and {comparison.workdir / 'compare.json'}")
+    if values.json:
+        print(json.dumps(found, indent=2))
+    if failed:
+        raise UserError("\n".join(failed))
+    return 0
 
-    def report() -> dict:
-        found = results.read(comparison, {(name, seed): folder for folder, (name, seed, _) in runs.items()})
-        write_json_atomic(workdir / "compare.json", found)
-        page.write(workdir / "compare.html", found)
-        return found
 
+def _run(comparison: plan.Comparison, todo: dict[Path, Recipe]) -> tuple[int, list[str]]:
+    """Every run that is not finished; the code of one that was stopped, and those that failed with the reason."""
     command_line.prepare_jax()
     from posttrain_jax.stages import pipeline  # starts JAX, so only when all else is in order
 
     failed = []
-    for folder, run in todo.items():
+    for number, (folder, run) in enumerate(todo.items(), start=1):
         if (folder / "summary.json").exists():
+            print(f"run {number} of {len(todo)}, {folder.name}: finished before", flush=True)
             continue
-        print(f"\n{folder.name}", flush=True)
+        print(f"\nrun {number} of {len(todo)}, {folder.name}", flush=True)
         run_directory.claim(folder, run)
         try:
             code = pipeline.run(run, folder)
@@ -66,13 +79,16 @@ def main(arguments: Sequence[str]) -> int:
             failed.append(f"{folder.name}: {error}")
             continue
         if code:
-            return code
-        report()
-    screen.results(report())
-    print(f"written to {workdir / 'compare.html'} and {workdir / 'compare.json'}")
-    if failed:
-        raise UserError("\n".join(failed))
-    return 0
+            return code, failed
+        _report(comparison)
+    return 0, failed
+
+
+def _report(comparison: plan.Comparison) -> dict[str, Any]:
+    found = results.read(comparison)
+    write_json_atomic(comparison.workdir / "compare.json", found)
+    page.write(comparison.workdir / "compare.html", found)
+    return found
 
 
 def _comparison(values: flags.FlagValues) -> tuple[plan.Comparison, bool]:
@@ -86,34 +102,52 @@ def _comparison(values: flags.FlagValues) -> tuple[plan.Comparison, bool]:
         raise UserError(f"{missing}; such as --configs=configs/kimi_k2.py,configs/glm_4_6.py --workdir=runs/compared")
     paths = [Path(given) for given in values.configs]
     names = [path.stem for path in paths]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted({name for name in names if names.count(name) > 1} | ({plan.BASE} & set(names)))
     if twice:
-        raise UserError(f"--configs: {', '.join(twice)} more than once; a recipe is known by its file's name")
-    problem = validate.workdir_problem(Path(values.workdir).expanduser())
+        raise UserError(f"--configs: {', '.join(twice)} is taken; a recipe is known by its file's name")
+    workdir = Path(values.workdir).expanduser().resolve()
+    problem = validate.workdir_problem(workdir)
     if problem:
         raise UserError(problem)
-    needs = config_file.needs(paths[0])
-    scale = values.scale or (devices.choose(needs, devices.attached())[0] if needs else None)
-    recipes = {path.stem: _recipe(path, scale) for path in paths}
+    scale = values.scale or _scale(paths)
+    recipes = {path.stem: _recipe(path, scale, "--configs") for path in paths}
     given = Path(values.base).expanduser() if values.base else paths[0]
     makes_base = given.suffix == ".py"
-    base = _recipe(given, scale) if makes_base else run_directory.read(given)
-    weights = (Path(values.workdir).expanduser() / plan.BASE if makes_base else given).resolve()
-    if not makes_base and not (weights / "checkpoints").exists():
-        raise UserError(f"--base={given}: has no checkpoints/ yet; train it first, or give a configuration file")
+    if makes_base:
+        base, weights = _recipe(given, scale, "--base"), workdir / plan.BASE
+    else:
+        base, weights = _trained(given), given.resolve()
     tokens = plan.default_tokens(base) if values.tokens is None else values.tokens
     if tokens < 1:
         raise UserError(f"--tokens={tokens}: no budget; every run needs one, such as --tokens=500000")
-    return plan.Comparison(base, weights, recipes, _seeds(values.seeds), tokens, values.every), makes_base
+    seeds = _seeds(values.seeds)
+    return plan.Comparison(base, weights, workdir, recipes, seeds, tokens, values.every), makes_base
 
 
-def _recipe(path: Path, scale: str | None) -> Recipe:
+def _scale(paths: Sequence[Path]) -> str | None:
+    """The largest scale of all recipes that the devices hold; None where one of them knows no scales."""
+    needs = [config_file.needs(path) for path in paths]
+    shared = {scale: max(each[scale] for each in needs) for scale in needs[0] if all(scale in each for each in needs)}
+    return devices.choose(shared, devices.attached())[0] if shared else None
+
+
+def _recipe(path: Path, scale: str | None, flag: str) -> Recipe:
     try:
         return validate.recipe_from(config_file.load(path, scale))
     except validate.InvalidRecipe as error:
         raise UserError("\n".join(f"{path}: {problem}" for problem in error.problems)) from error
     except UserError as error:
-        raise UserError(str(error).replace("--config=", "--configs: ")) from error
+        raise UserError(str(error).replace("--config=", f"{flag}=")) from error
+
+
+def _trained(folder: Path) -> Recipe:
+    try:
+        base = run_directory.read(folder)
+    except UserError as error:
+        raise UserError(str(error).replace("--workdir=", "--base=")) from error
+    if not (folder / "checkpoints").exists():
+        raise UserError(f"--base={folder}: has no checkpoints/ yet; train it first, or give a configuration file")
+    return base
 
 
 def _seeds(given: Sequence[str]) -> list[int]:
@@ -129,7 +163,10 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_string("scale", None, "scale of all of them (what the devices hold)", flag_values=values)
     flags.DEFINE_string("base", None, "a run's directory, or a configuration file (the first)", flag_values=values)
     flags.DEFINE_integer(
-        "tokens", None, "that a run samples and trains on (what the base's own steps sample at most)", flag_values=values
+        "tokens",
+        None,
+        "of a run, sampled and trained on (what the base's steps of rl sample at most)",
+        flag_values=values,
     )
     flags.DEFINE_list("seeds", ["0"], "a run of each recipe with each", flag_values=values)
     flags.DEFINE_integer(
@@ -137,6 +174,7 @@ def _flags() -> flags.FlagValues:
     )
     flags.DEFINE_string("workdir", None, "where the runs and the report go", flag_values=values)
     flags.DEFINE_boolean("dry_run", False, "check everything, say what would be done, and exit", flag_values=values)
+    flags.DEFINE_boolean("json", False, "print the results as JSON, and all else on stderr", flag_values=values)
     return values
 
 

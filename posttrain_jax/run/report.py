@@ -104,7 +104,7 @@ def write(workdir: Path | str) -> Path:
     results = _results(config, summary, records)
     nothing = not (results or data["curves"] or data["samples"])
     parts = {
-        "policy": f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        "policy": f"default-src 'none'; script-src '{digest(script)}'; style-src '{digest(style)}'; "
         "base-uri 'none'; form-action 'none'",
         "title": escape(f"{title}, seed {config['seed']}" if "seed" in config else title),
         "state": "good" if summary else "",
@@ -146,7 +146,7 @@ def _embed(data: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

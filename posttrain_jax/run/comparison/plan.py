@@ -17,6 +17,7 @@ Anything else that a recipe states stays behind: other stages, and a reward mode
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Comparison:
     Attributes:
       base: what the base model was trained by.
       weights: the directory of its run.
+      workdir: where the compared runs go.
       recipes: by the names that the comparison knows them by.
       seeds: of the runs, each recipe with each.
       tokens: that a run may sample and train on; the step that uses them up is its last.
@@ -50,13 +52,14 @@ class Comparison:
 
     base: Recipe
     weights: Path
+    workdir: Path
     recipes: Mapping[str, Recipe]
     seeds: Sequence[int]
     tokens: int
     every: int
 
-    def runs(self) -> dict[tuple[str, int], Recipe]:
-        """Every run by recipe and seed: all recipes with the first seed, then with the next.
+    def runs(self) -> dict[Path, Recipe]:
+        """Every run by its directory: all recipes with the first seed, then with the next. Equal ones are one.
 
         Raises:
           UserError: a recipe that cannot start from this base, with the key that forbids it.
@@ -68,28 +71,42 @@ class Comparison:
         ]
         if problems:
             raise UserError("\n".join(problems))
-        found = {(name, seed): self._run(name, seed) for seed in self.seeds for name in self.recipes}
-        broken = dict.fromkeys(
+        first = {name: self.run(name, self.seeds[0]) for name in self.recipes}
+        problems = [
             f"{name} on this base: {problem}"
-            for (name, _), recipe in found.items()
-            for _, problem in (*rules.broken(recipe), *phases.broken(recipe))
-        )
-        if broken:
-            raise UserError("\n".join(broken))
-        return found
+            for name, run in first.items()
+            for _, problem in (*rules.broken(run), *phases.broken(run))
+        ]
+        if problems:
+            raise UserError("\n".join(dict.fromkeys(problems)))
+        own = [name for name in self.recipes if name not in self.twins()]
+        return {self.folder(name, seed): self.run(name, seed) for seed in self.seeds for name in own}
 
-    def _run(self, name: str, seed: int) -> Recipe:
+    def run(self, name: str, seed: int) -> Recipe:
+        """The run of a recipe with a seed."""
         return compared(self.base, self.recipes[name], self.weights, seed, self.tokens, self.every)
+
+    def folder(self, name: str, seed: int) -> Path:
+        """Where that run is: of a recipe that does here what one before it does, the other one's."""
+        return self.workdir / f"{self.twins().get(name, name)}-seed{seed}"
+
+    def twins(self) -> dict[str, str]:
+        """Recipe -> the first one before it whose run here would be the same, number by number."""
+        first: dict[str, str] = {}
+        told = {name: repr(dataclasses.replace(self.run(name, 0), name="")) for name in self.recipes}
+        return {name: first[run] for name, run in told.items() if first.setdefault(run, name) != name}
 
     def fixed(self) -> dict[str, str]:
         """What is the same in every run, a phrase each."""
         base, rl = self.base, self.base.rl
+        half = 98 / math.sqrt(base.evaluation.problems)
         when = f"every {self.every} steps and at the end" if self.every else "at the end"
         return {
             "base model": f"{base.name}, scale {base.scale}: {base.model.parameters:,} parameters",
             "chat": " ".join(filter(None, (base.family, base.variant))),
             "tasks": f"{', '.join(base.tasks.names) or 'all'}, levels to {base.tasks.max_level}",
             "held out": f"{base.evaluation.problems} problems, greedy, {when}",
+            "chance": f"95 % of it within {half:.1f} points of a run's held-out share",
             "prompts a step": f"{rl.prompts}, up to {base.rollout.max_prompt} + {base.rollout.max_response} tokens",
             "rows": f"{rl.microbatch_rows} of {rl.length} tokens",
             "tokens": f"{self.tokens:,} sampled and trained on in a run, prompts aside",
@@ -99,7 +116,7 @@ class Comparison:
 
     def own(self) -> dict[str, dict[str, str]]:
         """The recipes' own keys that are not alike in all of them, with each one's value; a dash where it has none."""
-        flat = {name: _own(self._run(name, self.seeds[0])) for name in self.recipes}
+        flat = {name: _own(self.run(name, self.seeds[0])) for name in self.recipes}
         keys = dict.fromkeys(key for values in flat.values() for key in values)
         found = {key: {name: values.get(key, "–") for name, values in flat.items()} for key in keys}
         return {key: values for key, values in found.items() if len(set(values.values())) > 1}

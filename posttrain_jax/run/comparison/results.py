@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,101 +10,120 @@ from typing import Any
 
 import numpy as np
 
-from posttrain_jax.objectives.defaults import DEFAULTS
 from posttrain_jax.run import report
+from posttrain_jax.run.comparison import published
+from posttrain_jax.run.comparison.components import COMPONENTS, METRICS, alike, phrases
 from posttrain_jax.run.comparison.plan import Comparison
-from posttrain_jax.run.recipe import Recipe
 
-METRICS = ("reward", "pass_rate", "heldout", "response_length", "entropy", "kl", "clipped")
 POINTS = 60  # of a curve
 TAIL = 0.1  # of a run's tokens: what is called its end
 
+Curves = dict[str, list[tuple[float, float]]]  # metric -> (tokens used, value)
 
-def read(comparison: Comparison, folders: Mapping[tuple[str, int], Path]) -> dict[str, Any]:
+
+def read(comparison: Comparison) -> dict[str, Any]:
     """Every run as far as it has come, and each recipe's means over its finished runs.
 
     A curve has a value at each of `POINTS` numbers of tokens, from the first to the last that all of a recipe's runs
     have; between two steps it is linear. ``spread`` is the standard deviation of a sample, None of a single run.
     """
-    own = comparison.own()
+    seeds, own, behind = comparison.seeds, comparison.own(), comparison.behind()
+    found = {name: [_run(seed, comparison.folder(name, seed)) for seed in seeds] for name in comparison.recipes}
+    level = _common([run for runs in found.values() for run in runs])
     recipes = {}
-    for name, recipe in comparison.recipes.items():
-        runs = [_run(seed, folders[name, seed], comparison.tokens) for seed in comparison.seeds]
+    for name, runs in found.items():
+        for run in runs:
+            if level is not None and run["finished"]:
+                run["numbers"]["tokens_to_common"] = _reached(run["curves"]["heldout"], level)
         done = [run for run in runs if run["finished"]]
         recipes[name] = {
-            "recipe": recipe.name,
-            "components": components(recipe),
+            "recipe": comparison.recipes[name].name,
+            "same_run_as": comparison.twins().get(name),
             "own": {key: values[name] for key, values in own.items()},
-            "left_behind": comparison.behind()[name],
+            "left_behind": behind[name],
             "mean": {key: _mean([run["numbers"].get(key) for run in done]) for key in _keys(done)},
             "curves": _overlaid([run.pop("curves") for run in runs]),
             "runs": runs,
         }
+    base = comparison.weights / "summary.json"
     return {
-        "base": {"heldout": _object(comparison.weights / "summary.json").get("heldout", {}), "fixed": comparison.fixed()},
+        "base": {"heldout": _object(base).get("heldout", {}), "fixed": comparison.fixed()},
         "tokens": comparison.tokens,
-        "seeds": list(comparison.seeds),
+        "seeds": list(seeds),
+        "common_level": level,
+        "components": components(comparison),
         "recipes": recipes,
     }
 
 
-def components(recipe: Recipe) -> dict[str, str]:
-    """What a recipe's post-training is made of, a phrase each."""
-    rl, objective, optimizer = recipe.rl, recipe.rl.objective, recipe.optimizer
-    settings = getattr(objective, objective.name, None)
-    numbers = dataclasses.asdict(settings) if settings else {}
-    told = ", ".join(f"{key} {value:g}" for key, value in numbers.items() if value)
-    added = [f"PTX {objective.ptx_weight:g}"] * (objective.ptx_weight > 0)
-    added += [f"KL {objective.kl_weight:g}"] * (objective.kl_weight > 0)
-    own = DEFAULTS[objective.name]
-    moments = f"betas {optimizer.beta1:g}/{optimizer.beta2:g}, epsilon {optimizer.epsilon:g}"
-    matrices = f"momentum {optimizer.momentum:g}, {optimizer.newton_schulz_steps} iterations"
-    clip = f", QK-Clip at {optimizer.qk_clip_threshold:g}" if optimizer.name == "muonclip" else ""
-    lengths = [f"penalty {rl.overlong_penalty:g} in the last {rl.overlong_buffer} tokens"] * (rl.overlong_penalty > 0)
-    lengths += [f"reward of short answers {rl.length_reward:g}"] * (rl.length_reward > 0)
-    lengths += [f"budgets {', '.join(rl.budgets)}"] * bool(rl.budgets)
-    lengths += [f"stop after {rl.repetition_window} repeated"] * bool(rl.repetition_window)
-    return {
-        "objective": " + ".join([f"{objective.name} ({told})" if told else objective.name, *added]),
-        "optimizer": f"{optimizer.name}: {moments if optimizer.name == 'adamw' else matrices}{clip};"
-        f" rate {rl.optimizer.learning_rate:g}",
-        "advantages": f"{objective.advantages or own.advantages}, {objective.aggregation or own.aggregation}",
-        "length": "; ".join(lengths) or "none",
-        "sampling": f"{rl.group_size} to a prompt at temperature {rl.sampling.temperature:g}, {rl.minibatches} updates,"
-        f" {rl.max_rounds} rounds",
-        "curriculum": f"by {rl.effort}, up at {rl.promote_at:g}, retired at {rl.retire_at:g}",
-        "thinking": f"chat of {recipe.family}{f' {recipe.variant}' if recipe.variant else ''}; here the base's",
-    }
+def components(comparison: Comparison) -> dict[str, Any]:
+    """Component -> recipe -> what it is here, which recipe before has the same, and what its maker published."""
+    runs = {name: comparison.run(name, comparison.seeds[0]) for name in comparison.recipes}
+    told = {name: phrases(run) for name, run in runs.items()}
+    found = {}
+    for key in COMPONENTS:
+        here = {name: each[key] for name, each in told.items()}
+        same = alike(here)
+        found[key] = {
+            name: {"here": here[name], "same_as": same.get(name), **_said(runs[name].name, key)} for name in runs
+        }
+    found[published.RESULT] = {name: _said(run.name, published.RESULT) for name, run in runs.items()}
+    return found
 
 
-def _run(seed: int, folder: Path, tokens: int) -> dict[str, Any]:
+def _said(maker: str, component: str) -> dict[str, str | None]:
+    told = published.of(maker, component)
+    return {"published": told and told.said, "source": told and told.source}
+
+
+def _run(seed: int, folder: Path) -> dict[str, Any]:
     summary = _object(folder / "summary.json")
-    told = report.records(folder).get("rl", {})
-    steps = [told[number] for number in sorted(told) if "used_tokens" in told[number]]
+    steps = _steps(folder, _object(folder / "config.json").get("stages", ()))
     heldout = summary.get("heldout", {})
-    tail = [step for step in steps if step["used_tokens"] > (1 - TAIL) * tokens] or steps[-1:]
+    used = steps[-1]["used_tokens"] if steps else 0.0
+    tail = [step for step in steps if step["used_tokens"] > (1 - TAIL) * used]
     ends = {key: statistics.mean(found) for key in METRICS if (found := [s[key] for s in tail if key in s])}
-    ends.pop("heldout", None)
-    numbers = {
-        **{f"heldout_{stage}": value for stage, value in heldout.items()},
-        **ends,
-        **({"tokens": steps[-1]["used_tokens"], "steps": len(steps)} if steps else {}),
-        **{key: sum(step[key] for step in steps) for key in ("sampled_tokens", "trained_tokens") if steps},
-    }
+    curves = {key: [(step["used_tokens"], step[key]) for step in steps if key in step] for key in METRICS}
+    numbers: dict[str, float] = {}
+    if heldout:
+        numbers["heldout"] = ends["heldout"] = list(heldout.values())[-1]
+        inner = [point for point in curves["heldout"] if point[0] < used]
+        curves["heldout"] = [(0.0, heldout["base"]), *inner, (used, numbers["heldout"])]
+    numbers |= ends
+    if steps:
+        numbers |= {"tokens": used, "steps": float(len(steps))}
+        numbers |= {key: sum(step[key] for step in steps) for key in ("sampled_tokens", "trained_tokens")}
     seconds = [step["seconds"] for step in steps[1:] if "seconds" in step]  # the first compiles
     if seconds:
         numbers["seconds_per_step"] = statistics.median(seconds)
-    curves = {}
-    for key in METRICS:
-        found = [(step["used_tokens"], step[key]) for step in steps if key in step]
-        if key == "heldout" and heldout:
-            found = [(0.0, heldout["base"]), *found, (numbers.get("tokens", 0.0), heldout["rl"])]
-        curves[key] = found
-    per_task = (summary.get("per_task") or {}).get("rl", {})
+    per_task = list((summary.get("per_task") or {"": {}}).values())[-1]
     return {"seed": seed, "finished": bool(summary), "numbers": numbers, "per_task": per_task, "curves": curves}
 
 
-def _overlaid(runs: Sequence[Mapping[str, Sequence[tuple[float, float]]]]) -> dict[str, dict[str, list[float]]]:
+def _steps(folder: Path, stages: Sequence[str]) -> list[dict[str, float]]:
+    """The numbers of a run's steps, phase after phase, tokens counted from the first one's beginning."""
+    told, found, before = report.records(folder), [], 0.0
+    for stage in stages:
+        steps = [step for _, step in sorted(told.get(stage, {}).items()) if "used_tokens" in step]
+        found += [step | {"used_tokens": before + step["used_tokens"]} for step in steps]
+        before = found[-1]["used_tokens"] if found else 0.0
+    return found
+
+
+def _common(runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """The held-out share with which the weakest of the finished runs ends: all of them have passed it."""
+    return min((run["numbers"]["heldout"] for run in runs if run["finished"]), default=None)
+
+
+def _reached(curve: Sequence[tuple[float, float]], level: float) -> float:
+    """The tokens after which a curve, linear between its points, first stands at a level that its end has reached."""
+    for (x0, y0), (x1, y1) in zip([curve[0], *curve], curve, strict=False):
+        if y1 >= level:
+            return x1 if y1 == y0 else x0 + (x1 - x0) * max(level - y0, 0.0) / (y1 - y0)
+    return curve[-1][0]
+
+
+def _overlaid(runs: Sequence[Curves]) -> dict[str, dict[str, list[float]]]:
     """Each metric's mean over the runs that have any of it, on one grid of tokens."""
     found = {}
     for key in METRICS:

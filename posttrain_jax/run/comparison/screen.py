@@ -14,15 +14,14 @@ from posttrain_jax.run.screen import Screen
 
 # what is shown of a recipe: the number's name, its column, its form, and what it is multiplied by
 COLUMNS = (
-    ("heldout_rl", "held out %", ".1f", 100.0),
+    ("heldout", "held out %", ".1f", 100.0),
+    ("tokens_to_common", "k tokens to common", ",.0f", 1e-3),
     ("reward", "reward", ".3f", 1.0),
-    ("response_length", "tokens an answer", ".1f", 1.0),
+    ("response_length", "length", ".1f", 1.0),
     ("entropy", "entropy", ".3f", 1.0),
     ("kl", "KL", ".4f", 1.0),
-    ("clipped", "clipped %", ".2f", 100.0),
     ("seconds_per_step", "s a step", ".2f", 1.0),
     ("steps", "steps", ".0f", 1.0),
-    ("tokens", "tokens", ",.0f", 1.0),
 )
 
 
@@ -34,10 +33,12 @@ def plan(comparison: Comparison) -> None:
     names = list(comparison.recipes)
     own = Table("each recipe's own", *names, box=None, pad_edge=False)
     for key, values in comparison.own().items():
-        own.add_row(key, *(str(values[name]) for name in names))
+        own.add_row(key, *(values[name] for name in names))
     behind = comparison.behind()
     own.add_row("left behind", *(", ".join(behind[name]) or "–" for name in names))
-    Screen().console.print(Group(fixed, "", own, "", Text("All other keys of rl, optimizer and router are alike.")))
+    told = [Text("All other keys of rl, optimizer and router are alike.")]
+    told += [Text(f"{name} does here what {twin} does, and is not run.") for name, twin in comparison.twins().items()]
+    Screen().console.print(Group(fixed, "", own, "", *told))
 
 
 def results(found: Mapping[str, Any]) -> None:
@@ -45,9 +46,13 @@ def results(found: Mapping[str, Any]) -> None:
     start = ", ".join(f"{stage} {value:.1%}" for stage, value in found["base"]["heldout"].items())
     table = Table("recipe", *(title for _, title, _, _ in COLUMNS), box=None, pad_edge=False)
     for name, recipe in found["recipes"].items():
-        table.add_row(name, *(cell(recipe["mean"].get(key), form, scale) for key, _, form, scale in COLUMNS))
-    seeds = ", ".join(map(str, found["seeds"]))
-    Screen().console.print(Group("", Text(f"held out before: {start or 'not measured'}; seeds {seeds}"), table))
+        twin = recipe["same_run_as"]
+        cells = (cell(recipe["mean"].get(key), form, scale) for key, _, form, scale in COLUMNS)
+        table.add_row(f"{name} (as {twin})" if twin else name, *cells)
+    seeds, common = ", ".join(map(str, found["seeds"])), found["common_level"]
+    told = f"held out before: {start or 'not measured'}; seeds {seeds}"
+    told += f"; common: {common:.1%}, which the weakest run ends with" if common is not None else ""
+    Screen().console.print(Group("", Text(told), table))
 
 
 def cell(number: Mapping[str, Any] | None, form: str, scale: float = 1.0) -> str:
