@@ -44,11 +44,12 @@ PUBLISHED: dict[str, dict[str, Published]] = {
     },
     "glm_4_6": {
         RESULT: Published(
-            "GLM-4.5: AIME 2024 91.0, SWE-bench Verified 64.2; GLM-4.6: SWE-bench Verified 68", "GLM-4.5"
+            "4.5: AIME 2024 91.0, SWE-bench Verified 64.2; 4.6: SWE-bench Verified 68.0", "GLM-4.5, GLM-4.6's card"
         ),
         "objective": Published("GRPO; its clip range not published", "GLM-4.5"),
         "advantages": Published(
-            "reward minus the mean of its group; code: mean over tokens 46.5 at step 1,750, over sequences 46.3 at 2,550",
+            "reward minus the mean of its group; code: mean over tokens 46.5 at step 1,750, over sequences 46.3 at"
+            " 2,550",
             "GLM-4.5",
         ),
         "ties": Published("no KL", "GLM-4.5"),
@@ -82,7 +83,9 @@ PUBLISHED: dict[str, dict[str, Published]] = {
         ),
     },
     "minimax_m2": {
-        RESULT: Published("AIME 2025 78, LiveCodeBench 83, SWE-bench Verified 69.4", "M2"),
+        RESULT: Published(
+            "SWE-bench Verified 69.4; AIME 2025 78 and LiveCodeBench 83 by Artificial Analysis", "MiniMax-M2's card"
+        ),
         "objective": Published("CISPO, ratios within [0, 1 + ε]; ε not published", "M2"),
         "advantages": Published("reward to go, minus a baseline of the trajectory", "M2"),
         "updates": Published("responses in a window of .3 of the batch, first in, first out", "M2"),
