@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,28 +127,36 @@ def _comparison(values: flags.FlagValues) -> tuple[plan.Comparison, bool]:
 
 def _scale(paths: Sequence[Path]) -> str | None:
     """The largest scale of all recipes that the devices hold; None where one of them knows no scales."""
-    needs = [config_file.needs(path) for path in paths]
+    with _named("--configs"):
+        needs = [config_file.needs(path) for path in paths]
     shared = {scale: max(each[scale] for each in needs) for scale in needs[0] if all(scale in each for each in needs)}
     return devices.choose(shared, devices.attached())[0] if shared else None
 
 
 def _recipe(path: Path, scale: str | None, flag: str) -> Recipe:
+    with _named(flag):
+        config = config_file.load(path, scale)
     try:
-        return validate.recipe_from(config_file.load(path, scale))
+        return validate.recipe_from(config)
     except validate.InvalidRecipe as error:
         raise UserError("\n".join(f"{path}: {problem}" for problem in error.problems)) from error
-    except UserError as error:
-        raise UserError(str(error).replace("--config=", f"{flag}=")) from error
 
 
 def _trained(folder: Path) -> Recipe:
-    try:
+    with _named("--base"):
         base = run_directory.read(folder)
-    except UserError as error:
-        raise UserError(str(error).replace("--workdir=", "--base=")) from error
     if not (folder / "checkpoints").exists():
         raise UserError(f"--base={folder}: has no checkpoints/ yet; train it first, or give a configuration file")
     return base
+
+
+@contextlib.contextmanager
+def _named(flag: str) -> Iterator[None]:
+    """Mistakes in what a flag of this command names, told with that flag."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub("--(config|workdir)=", f"{flag}=", str(error))) from error
 
 
 def _seeds(given: Sequence[str]) -> list[int]:

@@ -98,9 +98,9 @@ class Bar:
     It counts in steps, or in tokens where a budget of tokens ends the stage.
     """
 
-    def __init__(self, name: str, total: int, start: int, kind: str, unit: str):
+    def __init__(self, name: str, total: int, start: int, kind: str = "", unit: str = "step"):
         self.name, self.total, self.done, self.unit = name, total, start, unit
-        self.shown = SHOWN.get(kind, SHOWN["sft"])
+        self.shown = SHOWN.get(kind or name, SHOWN["sft"])
         self.numbers: Mapping[str, float] = {}
         self.areas = Areas()
         self.began = time.monotonic()
@@ -243,9 +243,9 @@ class Screen:
         the ``used_tokens`` of its updates.
         """
         if not self.live:
-            yield PlainBar(name, total, start, kind or name, unit, self.console)
+            yield PlainBar(name, total, start, kind, unit, self.console)
             return
-        bar = LiveBar(name, total, start, kind or name, unit)
+        bar = LiveBar(name, total, start, kind, unit)
         with Live(bar, console=self.console, refresh_per_second=4):
             yield bar
 

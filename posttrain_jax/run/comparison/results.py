@@ -132,7 +132,7 @@ def _overlaid(runs: Sequence[Curves]) -> dict[str, dict[str, list[float]]]:
             continue
         low, high = max(c[0][0] for c in curves), min(c[-1][0] for c in curves)
         grid = np.linspace(low, high, POINTS)
-        values = np.mean([np.interp(grid, *zip(*curve, strict=True)) for curve in curves], axis=0)
+        values = np.mean([np.interp(grid, [x for x, _ in curve], [y for _, y in curve]) for curve in curves], axis=0)
         found[key] = {"tokens": [round(x) for x in grid.tolist()], "values": [float(f"{y:.5g}") for y in values]}
     return found
 
