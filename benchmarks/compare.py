@@ -23,7 +23,9 @@ CURVES = ("heldout", "response_length")  # of those that compare.json holds
 def main() -> None:
     """One comparison, then the table."""
     parser = measure.parser(__doc__, "compare")
-    parser.add_argument("--configs", default=",".join(RECIPES), help="names in configs/; the first one's SFT is the base")
+    parser.add_argument(
+        "--configs", default=",".join(RECIPES), help="names in configs/; the first one's SFT is the base"
+    )
     parser.add_argument("--tokens", type=int, default=700_000, help="of a run, sampled and trained on")
     parser.add_argument("--seeds", default="0", help="seeds of the runs")
     parser.add_argument("--workdir", type=Path, default=measure.ROOT / "runs" / "compare", help="where the runs go")

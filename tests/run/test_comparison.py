@@ -60,6 +60,7 @@ def test_what_is_the_bases_and_what_is_the_recipes_own():
     assert (run.precision.qat, run.rollout.int4, rl.sampling.temperature) == ("int4", True, 0.7)
     assert run.rollout.max_response == BASE.rollout.max_response  # with which all are measured
     assert phases.of(run)[0].recipe.rollout.max_response == 32
+    assert comparison(a=other).behind() == {"a": ["model", "tasks"]}
 
 
 def test_recipes_that_do_here_what_another_does_are_not_run():

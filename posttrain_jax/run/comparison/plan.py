@@ -125,13 +125,12 @@ class Comparison:
         """What each recipe states that does not count here: other stages, and sections unlike the base's."""
         found = {}
         for name, recipe in self.recipes.items():
-            taken = {phase.name for phase in reinforcement(recipe)}
-            stages = [phase.name for phase in phases.of(recipe) if phase.name not in taken and phase.kind != "sft"]
-            sections = [
-                key
-                for key in (*SHARED, "reward_model", "dpo", "distill")
-                if key != "run" and getattr(recipe, key) != getattr(self.base, key)
-            ]
+            taken = reinforcement(recipe)
+            names = {phase.name for phase in taken}
+            stages = [phase.name for phase in phases.of(recipe) if phase.name not in names and phase.kind != "sft"]
+            told = [_shared(each) for each in (recipe, *(phase.recipe for phase in taken))]
+            own = _shared(self.base)
+            sections = [key for key in own if any(each[key] != own[key] for each in told)]
             found[name] = [*(f"stage {stage}" for stage in stages), *sections]
         return found
 
@@ -207,6 +206,14 @@ def base_run(recipe: Recipe) -> Recipe:
 def default_tokens(recipe: Recipe) -> int:
     """What the recipe's own steps of ``rl`` sample at most; 0 where it has none."""
     return recipe.rl.steps * recipe.rl.prompts * recipe.rl.group_size * recipe.rollout.max_response
+
+
+def _shared(recipe: Recipe) -> dict[str, Any]:
+    """The sections that a compared run takes from the base, without the keys that are its own."""
+    found = {key: getattr(recipe, key) for key in SHARED if key != "run"}
+    found["precision"] = dataclasses.replace(recipe.precision, qat="none")
+    found["rollout"] = dataclasses.replace(recipe.rollout, int4=False, max_response=1)
+    return found
 
 
 def _own(recipe: Recipe) -> dict[str, Any]:
