@@ -55,6 +55,7 @@ class Curve(NamedTuple):
 CURVES = (
     Curve("reward", "Reward", "mean of a response"),
     Curve("pass_rate", "Pass rate", "% of responses", 100.0),
+    Curve("heldout", "Held-out pass@1", "% of problems", 100.0, False),
     Curve("response_length", "Response length", "tokens"),
     Curve("score", "Reward model's score", "mean of a response"),
     Curve("score_length", "Score and length", "correlation"),
@@ -103,7 +104,7 @@ def write(workdir: Path | str) -> Path:
     results = _results(config, summary, records)
     nothing = not (results or data["curves"] or data["samples"])
     parts = {
-        "policy": f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        "policy": f"default-src 'none'; script-src '{digest(script)}'; style-src '{digest(style)}'; "
         "base-uri 'none'; form-action 'none'",
         "title": escape(f"{title}, seed {config['seed']}" if "seed" in config else title),
         "state": "good" if summary else "",
@@ -145,7 +146,7 @@ def _embed(data: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
@@ -185,6 +186,11 @@ def _lines(path: Path, damage: list[str], wanted: frozenset[int] | None = None) 
                 unread += 1
     if unread:
         damage.append(f"{path.name}: {unread} {'line' if unread == 1 else 'lines'} could not be read.")
+
+
+def records(workdir: Path) -> Records:
+    """Every number of a run's metrics.jsonl and timing.jsonl that can be read."""
+    return _records([workdir / "metrics.jsonl", workdir / "timing.jsonl"], [])
 
 
 def _records(paths: Sequence[Path], damage: list[str]) -> Records:

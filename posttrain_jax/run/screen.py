@@ -94,11 +94,14 @@ def one_line(text: Any) -> str:
 
 
 class Bar:
-    """A stage's progress: how far, how fast, and the numbers of the last step."""
+    """A stage's progress: how far, how fast, and the numbers of the last step.
 
-    def __init__(self, name: str, total: int, start: int, kind: str):
-        self.name, self.total, self.step = name, total, start
-        self.shown = SHOWN.get(kind, SHOWN["sft"])
+    It counts in steps, or in tokens where a budget of tokens ends the stage.
+    """
+
+    def __init__(self, name: str, total: int, start: int, kind: str = "", unit: str = "step"):
+        self.name, self.total, self.done, self.unit = name, total, start, unit
+        self.shown = SHOWN.get(kind or name, SHOWN["sft"])
         self.numbers: Mapping[str, float] = {}
         self.areas = Areas()
         self.began = time.monotonic()
@@ -106,8 +109,9 @@ class Bar:
 
     def update(self, step: int, numbers: Mapping[str, float]) -> None:
         """Step ``step`` is done; ``numbers`` may hold more than is shown, or less."""
-        self._first = self._first or (step, time.monotonic())
-        self.step, self.numbers = step, numbers
+        self.done = step if self.unit == "step" else min(int(numbers["used_tokens"]), self.total)
+        self._first = self._first or (self.done, time.monotonic())
+        self.numbers = numbers
         self.areas.update(numbers)
 
     def elapsed(self) -> str:
@@ -116,12 +120,18 @@ class Bar:
 
     def left(self) -> str:
         """Time to the end at the pace since the first step; that one is left out because it compiles."""
-        if self.step >= self.total:
+        if self.done >= self.total:
             return duration(0)
-        if self._first is None or self.step == self._first[0]:
+        if self._first is None or self.done == self._first[0]:
             return "–"
-        step, began = self._first
-        return duration((time.monotonic() - began) / (self.step - step) * (self.total - self.step))
+        done, began = self._first
+        return duration((time.monotonic() - began) / (self.done - done) * (self.total - self.done))
+
+    def place(self) -> str:
+        """How far of how much."""
+        if self.unit == "step":
+            return f"{self.done:>{len(str(self.total))}}/{self.total}"
+        return f"{count(self.done)}/{count(self.total)}"
 
     def values(self) -> list[str]:
         """The shown numbers, written out; a dash for one that the step did not report."""
@@ -139,10 +149,10 @@ class LiveBar(Bar):
             grid.add_column(ratio=ratio, no_wrap=True)
         grid.add_row(
             Text(self.name, "bold"),
-            ProgressBar(total=max(self.total, 1), completed=self.step, complete_style="cyan", finished_style="green"),
-            Text(f"{self.step:>{len(str(self.total))}}/{self.total}"),
+            ProgressBar(total=max(self.total, 1), completed=self.done, complete_style="cyan", finished_style="green"),
+            Text(self.place()),
             Text(self.elapsed(), "dim"),
-            Text(f"{self.left()} left" if self.step < self.total else "done", "dim"),
+            Text(f"{self.left()} left" if self.done < self.total else "done", "dim"),
         )
         return Group(grid, self._numbers(), self.areas)
 
@@ -158,20 +168,24 @@ class LiveBar(Bar):
 class PlainBar(Bar):
     """A table that grows by a line now and then, under one line of column names."""
 
-    def __init__(self, name: str, total: int, start: int, kind: str, console: Console):
-        super().__init__(name, total, start, kind)
+    def __init__(self, name: str, total: int, start: int, kind: str, unit: str, console: Console):
+        super().__init__(name, total, start, kind, unit)
         self.console = console
-        self.every = max(1, math.ceil(total / LINES))
-        self._print(f"{name} step", [label for label, _ in self.shown.values()], "elapsed", "left")
+        self._print(f"{name} {unit}", [label for label, _ in self.shown.values()], "elapsed", "left")
 
     def update(self, step: int, numbers: Mapping[str, float]) -> None:
         """As `Bar.update`; prints the first step, every few, and the last."""
-        first = self._first is None
+        first, before = self._first is None, self.done
         super().update(step, numbers)
-        if first or step % self.every == 0 or step == self.total:
-            self._print(f"{step}/{self.total}", self.values(), self.elapsed(), self.left())
-        if self.areas and (step % math.ceil(self.total / AREA_LINES) == 0 or step == self.total):
+        if first or self._passed(before, LINES):
+            self._print(self.place().strip(), self.values(), self.elapsed(), self.left())
+        if self.areas and self._passed(before, AREA_LINES):
             self.console.print(Text(f"{'':>12}  {self.areas.line()}"), soft_wrap=True)
+
+    def _passed(self, before: int, parts: int) -> bool:
+        """Whether the end was reached, or that of one of so many parts."""
+        part = max(1, math.ceil(self.total / parts))
+        return self.done >= self.total or self.done // part > before // part
 
     def _print(self, step: str, cells: list[str], elapsed: str, left: str) -> None:
         line = f"{step:>12}" + "".join(f"{cell:>10}" for cell in (*cells, elapsed, left))
@@ -223,15 +237,16 @@ class Screen:
         self.console.print(panel, width=self._width())
 
     @contextmanager
-    def stage(self, name: str, total: int, start: int = 0, kind: str = "") -> Iterator[Bar]:
+    def stage(self, name: str, total: int, start: int = 0, kind: str = "", unit: str = "step") -> Iterator[Bar]:
         """A stage of ``total`` steps, ``start`` of them done already; yields what takes its `Bar.update`.
 
-        Its ``kind``, by default its name, says which numbers are shown.
+        Its ``kind``, by default its name, says which numbers are shown. With tokens as the ``unit``, the bar goes by
+        the ``used_tokens`` of its updates.
         """
         if not self.live:
-            yield PlainBar(name, total, start, kind or name, self.console)
+            yield PlainBar(name, total, start, kind, unit, self.console)
             return
-        bar = LiveBar(name, total, start, kind or name)
+        bar = LiveBar(name, total, start, kind, unit)
         with Live(bar, console=self.console, refresh_per_second=4):
             yield bar
 

@@ -225,8 +225,10 @@ class Run:
         """
         every, total = self.recipe.run.checkpoint_every, phase.steps
         measured = phase.recipe.evaluation.every if phase.kind == "rl" else 0
+        budget = phase.settings.tokens if phase.kind == "rl" else 0
+        done = self.progress.cursor.get("tokens", 0) if budget else self.progress.step
         unread: tuple[Step, float] | None = None
-        with self.screen.stage(phase.name, total, self.progress.step, phase.kind) as bar:
+        with self.screen.stage(phase.name, budget or total, done, phase.kind, "token" if budget else "step") as bar:
             before = time.perf_counter()
             for step in steps:
                 now = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from posttrain_jax.objectives.cispo import cispo
 from posttrain_jax.objectives.clipped import clipped_surrogate
+from posttrain_jax.objectives.defaults import DEFAULTS, Defaults
 from posttrain_jax.objectives.gspo import gspo
 from posttrain_jax.objectives.kimi import k1_5, k2, k2_5
 from posttrain_jax.objectives.kl import kl_estimate
@@ -22,28 +23,6 @@ from posttrain_jax.run.recipe import RL, Objective
 from posttrain_jax.stages.critic import split_critic
 from posttrain_jax.stages.observing import NOTHING, Watch, watched_trunk
 from posttrain_jax.stages.step import Batch, Loss
-
-
-class Defaults(NamedTuple):
-    """What an objective's makers take for its advantages, and from tokens to one loss."""
-
-    advantages: str
-    aggregation: str
-
-
-DEFAULTS = {
-    "cispo": Defaults("group", "token_mean"),
-    "grpo": Defaults("group", "sequence_mean"),
-    "dapo": Defaults("group", "token_mean"),
-    "dr_grpo": Defaults("centred", "sequence_sum"),
-    "gspo": Defaults("group", "sequence_mean"),
-    "ppo": Defaults("centred", "token_mean"),  # the critic's advantages take their place
-    "reinforce": Defaults("centred", "token_mean"),
-    "rloo": Defaults("leave_one_out", "token_mean"),
-    "k2": Defaults("centred", "sequence_mean"),
-    "k1_5": Defaults("centred", "sequence_mean"),
-    "k2_5": Defaults("centred", "token_mean"),
-}
 
 
 def advantages_and_aggregation(settings: Objective) -> Defaults:

@@ -67,7 +67,7 @@ def train(
     for number in range(start + 1, settings.steps + 1):
         if settings.tokens and used >= settings.tokens:
             return
-        curriculum.progress = (number - 1) / max(1, settings.steps - 1)
+        curriculum.progress = _progress(settings, number, used)
         experience = collector.collect(state, number, draws)
         draws = experience.draws
         metrics: dict[str, Any] = statistics(experience)
@@ -112,6 +112,12 @@ def train(
             batch=batch,
             last=0 < settings.tokens <= used,
         )
+
+
+def _progress(settings: RL, number: int, used: int) -> float:
+    """The part of the stage that lies behind step ``number``'s beginning, by the bound that is nearer."""
+    by_tokens = min(used / settings.tokens, 1.0) if settings.tokens else 0.0
+    return max((number - 1) / max(1, settings.steps - 1), by_tokens)
 
 
 class Preparation:

@@ -95,6 +95,12 @@ def launcher(tmp_path_factory) -> Launcher:
 
 
 @pytest.fixture(scope="session")
+def small() -> list[str]:
+    """KEY=VALUE of the small job."""
+    return SETTINGS
+
+
+@pytest.fixture(scope="session")
 def finished(launcher, tmp_path_factory) -> Path:
     """The workdir of a run that nothing interrupted. Not to be changed."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"

@@ -57,6 +57,17 @@ def test_a_log_gets_few_plain_lines_with_the_first_and_the_last(total, most):
     assert "\x1b" not in text and "\r" not in text
 
 
+def test_a_stage_that_tokens_end_is_told_in_tokens():
+    def act(screen):
+        with screen.stage("rl", 10_000, 2000, unit="token") as bar:
+            for step in range(1, 21):
+                bar.update(step, {"used_tokens": 2000 + 500 * step})
+
+    lines = printed(act).splitlines()
+    assert lines[0].split()[:2] == ["rl", "token"] and "2.5 k/10 k" in lines[1]
+    assert "10 k/10 k" in lines[-1] and len(lines) < 20
+
+
 def test_columns_of_a_log_are_aligned_and_a_missing_number_is_a_dash():
     def act(screen):
         with screen.stage("rl", 2) as bar:
