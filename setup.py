@@ -37,6 +37,7 @@ REQUIRED = [
 # where a bare "torch" brings no CUDA libraries
 WITHOUT_CUDA = "sys_platform != 'linux' or python_version < '3.12'"
 
+DOCS = ["mkdocs>=1.6,<2"]
 SERVE = ["starlette>=1.0", "uvicorn>=0.40", "httpx2>=2.16"]
 
 EXTRAS = {
@@ -58,6 +59,7 @@ EXTRAS = {
         "mcp>=2.3",
         "gymnasium>=1.2",
         *SERVE,
+        *DOCS,
         # The reference that the model is compared with. The release is pinned because a bare "torch" takes the newest,
         # whose Linux wheels bring gigabytes of CUDA libraries. Those comparisons skip where torch is absent: on
         # Linux with a newer Python, install the CPU wheel first (pip install torch --index-url
@@ -71,6 +73,7 @@ EXTRAS = {
     "mcp": ["mcp>=2.3"],
     "gymnasium": ["gymnasium>=1.2"],
     "bench": ["trl>=1.16", "accelerate>=1.10", "datasets>=4.0"],
+    "docs": DOCS,
     "colab": ["matplotlib>=3.10", "ipykernel>=6.29"],
 }
 

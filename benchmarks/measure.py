@@ -131,6 +131,13 @@ def write(path: Path, numbers: dict[str, Any]) -> None:
     print(f"written: {path}")
 
 
+def put(path: Path, table: str, key: dict[str, Any], row: dict[str, Any], **facts: Any) -> None:
+    """Writes one row of a result file's table at once, in the place of the row with the same ``key``."""
+    rows = json.loads(path.read_text())[table] if path.exists() else []
+    others = [row for row in rows if any(row[name] != value for name, value in key.items())]
+    write(path, {**facts, table: [*others, {**key, **row}]})
+
+
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Prints a table; numbers to three figures."""
     from rich.console import Console

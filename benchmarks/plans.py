@@ -84,14 +84,7 @@ def _plan(config, topology, changed, names, output):
             row = {"fits": False, "error": str(error)}
         found = {key: row[key] for key in KEPT if key in row}
         key = {"recipe": f"{placed.name}:{placed.scale}", "changed": changed, "topology": topology, "program": name}
-        rows = [*_kept(output, key), {**key, "title": title, **found}]
-        measure.write(output, {"measured": False, "plans": rows})
-
-
-def _kept(output, key):
-    """Rows already in the table, but for the one that is to be replaced."""
-    rows = json.loads(output.read_text())["plans"] if output.exists() else []
-    return [row for row in rows if any(row[name] != value for name, value in key.items())]
+        measure.put(output, "plans", key, {"title": title, **found}, measured=False)
 
 
 def _lines(output):

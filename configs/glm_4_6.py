@@ -21,6 +21,9 @@ from ml_collections import ConfigDict
 from posttrain_jax.models import glm_4_6
 from posttrain_jax.run.recipe import Recipe, to_config
 
+REASONING = ("chain_sum", "basic_arithmetic", "products", "gcd", "simple_equations")
+GENERAL = ("leg_counting", "count_bits", "spell_backward", "aiw", "syllogism")
+
 
 def get_config(scale: str = "tiny") -> ConfigDict:
     """The recipe at one of the scales above."""
@@ -36,16 +39,20 @@ def _glm(scale: str, model) -> ConfigDict:
     c.optimizer.name = "muon"
     c.rl.objective.name = "grpo"
     c.rl.objective.aggregation = "token_mean"
+
+    c.stages = ("sft", "reasoning", "general", "distill", "moderate", "hard")
+    c.phases.reasoning = {"kind": "rl", "start": "sft", "tasks": {"names": REASONING}}
+    c.phases.general = {"kind": "rl", "start": "sft", "tasks": {"names": GENERAL}}
+    c.phases.distill = {"start": "sft", "distill": {"teachers": ("reasoning", "general")}}
+    c.phases.moderate = {"kind": "rl", "rl": {"effort": "variance"}}
+    c.phases.hard = {"kind": "rl", "rl": {"effort": "failure", "group_size": 16}}
     return c
 
 
 def tiny() -> ConfigDict:
     """Minutes on a laptop. Six demonstrations in ten guess: docs/tiny.md says what that shows."""
     c = _glm("tiny", glm_4_6.TINY)
-    c.tasks.names = (
-        *("chain_sum", "basic_arithmetic", "products", "gcd", "leg_counting"),
-        *("simple_equations", "count_bits", "spell_backward", "aiw", "syllogism"),
-    )
+    c.tasks.names = (*REASONING, *GENERAL)
     c.tasks.max_level = 1
 
     c.sft.careful_share = 0.4

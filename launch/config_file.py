@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import runpy
@@ -52,28 +53,29 @@ def override(path: Path, scale: str | None, given: Iterable[tuple[str, str | Non
 
     Every assignment is tried alone first, so that all mistakes are told at once.
     """
-    plain = load(path, scale)
+    given = list(given)
+    plain = _with_phase_keys(load(path, scale), [name.removeprefix("config.") for name, _ in given])
     sections, known = _sections(plain), flatten(plain.to_dict())
-    source = str(path) if scale is None else f"{path}:{scale}"
     good, mistakes = [], []
     for name, value in given:
         key = name.removeprefix("config.")
         if key in sections:
             mistakes.append(f"--{name}: is a section; set one of its keys: {', '.join(sections[key])}")
         elif key not in known:
-            mistakes.append(validate.unknown_key(key))
+            mistakes.append(validate.unknown_key(key, plain.get("phases", ())))
         elif value is None:
             mistakes.append(f"--{name}: needs a value, such as {_example(known[key])}")
-        elif _accepts(source, f"--{name}={value}"):
+        elif _accepts(plain, f"--{name}={value}"):
             good.append(f"--{name}={value}")
         else:
             mistakes.append(f"config.{key}={value}: expected {_kind(known[key])}, such as {_example(known[key])}")
-    return _parse(source, good), mistakes
+    return _parse(plain, good), mistakes
 
 
 def is_boolean(config: ConfigDict, name: str) -> bool:
     """Whether ``config.key`` names a yes-or-no setting, which needs no value on the command line."""
-    return name.startswith("config.") and isinstance(flatten(config.to_dict()).get(name.removeprefix("config.")), bool)
+    values, key = flatten(config.to_dict()), name.removeprefix("config.")
+    return name.startswith("config.") and isinstance(values.get(key, values.get(validate.in_phase(key)[1])), bool)
 
 
 def needs(path: Path) -> dict[str, float]:
@@ -99,7 +101,12 @@ def needs(path: Path) -> dict[str, float]:
 def rows(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Name, value and help of every field, for the table of ``--help``."""
     values = flatten(dataclasses.asdict(recipe))
-    return [(f"--config.{path}", _example(values[path]), _about(field)) for path, _, field in settings()]
+    about = {path: _about(field) for path, _, field in settings()}
+    own = [path for path in values if path.startswith("phases.")]
+    return [
+        *((f"--config.{path}", _example(values[path]), about[path]) for path in about),
+        *((f"--config.{path}", _example(values[path]), "of this phase alone (docs/phases.md)") for path in own),
+    ]
 
 
 def _get_config(path: Path) -> Callable[..., Any]:
@@ -114,17 +121,36 @@ def _get_config(path: Path) -> Callable[..., Any]:
     return get_config
 
 
-def _parse(source: str, overrides: Sequence[str]) -> ConfigDict:
+def _with_phase_keys(config: ConfigDict, keys: Iterable[str]) -> ConfigDict:
+    """The configuration; where a key speaks of a setting that a phase leaves as it is, the phase states it itself."""
+    values = {**flatten(config.to_dict()), "kind": "", "start": ""}
+    for key in keys:
+        name, setting = validate.in_phase(key)
+        if name not in config.get("phases", ()) or setting not in values:
+            continue
+        place, (*sections, last) = config.phases[name], setting.split(".")
+        for section in sections:
+            if section not in place:
+                place[section] = ConfigDict()
+            place = place[section]
+        if last not in place:
+            place[last] = values[setting]
+    return config
+
+
+def _parse(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     values = flags.FlagValues()
-    command = ["", f"--config={source}", *overrides]
-    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=command)
+    command = ["", *overrides]
+    config_flags.DEFINE_config_dict(
+        "config", copy.deepcopy(config), lock_config=True, flag_values=values, sys_argv=command
+    )
     values(command)
     return values.config
 
 
-def _accepts(source: str, assignment: str) -> bool:
+def _accepts(config: ConfigDict, assignment: str) -> bool:
     try:
-        _parse(source, [assignment])
+        _parse(config, [assignment])
     except (flags.Error, TypeError, ValueError, SyntaxError):
         return False
     return True

@@ -96,7 +96,9 @@ def _answer(
             "samples": values.samples,
             "temperature": values.temperature,
             **dataclasses.asdict(dataclasses.replace(score, trajectories=[])),
-            "trajectories": [sample(model.chat, "heldout", model.step, t) for t in score.trajectories],
+            "trajectories": [
+                {"stage": "heldout", "step": model.step, **sample(model.chat, t)} for t in score.trajectories
+            ],
         },
     )
     rows = [(name, f"{rate:6.1%}", "") for name, rate in score.per_task.items()]

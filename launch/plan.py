@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     assert part is not None
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the compiler needs no device, and must not take one
     if values.search:
-        names = plan.programs(values.programs or recipe.stages[:1], recipe)
+        names = plan.programs(values.programs or recipe.kinds[:1], recipe)
         rows = plan.ranked(recipe, part, names, most=values.candidates, log=log)
         told = {"topology": part.name, "programs": names, "measured": False, "candidates": rows}
         print(json.dumps(told, indent=2) if values.json else plan_table.candidates(told))

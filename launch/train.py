@@ -21,7 +21,8 @@ from absl import flags
 
 from posttrain_jax.errors import UserError
 from posttrain_jax.run import validate
-from posttrain_jax.run.recipe import Recipe, describe
+from posttrain_jax.run.outline import describe
+from posttrain_jax.run.recipe import Recipe
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -23,6 +23,7 @@ from posttrain_jax.environments import (
     repository,
     shop,
     shop_expert,
+    verifiers,
 )
 from posttrain_jax.environments.environment import Environment
 from posttrain_jax.environments.expert import Solve
@@ -90,12 +91,18 @@ def _repository(path: str) -> World:
     )
 
 
-KINDS: dict[str, Callable[[str], World]] = {"code": _code, "repository": _repository}  # of a file that is named
+def _verifiers(name: str) -> World:
+    loaded = verifiers.Loaded(name)
+    return World(lambda level: verifiers.Verifiers(loaded), lambda level, seed: loaded.question(seed))
+
+
+# what stands behind the colon is a file's path, or an environment's name
+KINDS: dict[str, Callable[[str], World]] = {"code": _code, "repository": _repository, "verifiers": _verifiers}
 
 
 @functools.cache
 def world(name: str) -> World:
-    """The world of a name, of a kind and its file, or the one that ``module:attribute`` holds.
+    """The world of a name, of a kind and its file or environment, or the one that ``module:attribute`` holds.
 
     Raises:
       UserError: there is none.
@@ -115,7 +122,7 @@ def world(name: str) -> World:
     if not isinstance(found, World):
         raise UserError(
             f"tasks.names: {name!r} is no World; there are {', '.join(WORLDS)}, "
-            f"{', '.join(f'{kind}:FILE' for kind in KINDS)}, or MODULE:ATTRIBUTE"
+            f"{', '.join(f'{kind}:NAME' for kind in KINDS)}, or MODULE:ATTRIBUTE"
         )
     return found
 

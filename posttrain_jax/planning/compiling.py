@@ -22,7 +22,20 @@ from posttrain_jax.run.validate import recipe_from
 
 SOURCES = ("posttrain_jax", "pallas_kernels")
 # of a recipe, what no compiled program depends on
-IGNORED = ("name", "scale", "seed", "stages", "tokenizer", "weights", "variant", "tasks", "evaluation", "run")
+IGNORED = (
+    "name",
+    "scale",
+    "seed",
+    "stages",
+    "phases",
+    "distill",
+    "tokenizer",
+    "weights",
+    "variant",
+    "tasks",
+    "evaluation",
+    "run",
+)
 
 
 @dataclasses.dataclass(frozen=True)

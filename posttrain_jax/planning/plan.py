@@ -14,7 +14,7 @@ from posttrain_jax.planning import search
 from posttrain_jax.planning.chips import Slice
 from posttrain_jax.planning.compiling import Job, read_all
 from posttrain_jax.planning.estimate import estimate
-from posttrain_jax.planning.work import PROGRAMS
+from posttrain_jax.planning.work import DECODE, PREFILL, PROGRAMS, SFT, TRANSFER
 from posttrain_jax.run.nearest import nearest
 from posttrain_jax.run.recipe import Recipe
 
@@ -39,8 +39,12 @@ def programs(names: Sequence[str], recipe: Recipe) -> list[str]:
                 for name in wrong
             )
         )
-    used = {"sft": PROGRAMS[:1], "rl": PROGRAMS[1:]}  # learning from pairs is not planned for
-    return list(dict.fromkeys(names or [name for stage in recipe.stages for name in used.get(stage, ())]))
+    used = {
+        "sft": PROGRAMS[:1],
+        "distill": (SFT, PREFILL, DECODE, TRANSFER),
+        "rl": PROGRAMS[1:],
+    }  # learning from pairs is not planned for
+    return list(dict.fromkeys(names or [name for kind in recipe.kinds for name in used.get(kind, ())]))
 
 
 def check(recipe: Recipe, part: Slice) -> Recipe:

@@ -68,8 +68,8 @@ def divides(recipe: Recipe) -> bool:
     mesh, model = recipe.mesh, recipe.model
     shards = mesh.data * mesh.fsdp * mesh.expert
     rows = [
-        recipe.sft.microbatch_rows * ("sft" in recipe.stages),
-        recipe.rl.microbatch_rows * ("rl" in recipe.stages),
+        recipe.sft.microbatch_rows * ("sft" in recipe.kinds),
+        recipe.rl.microbatch_rows * ("rl" in recipe.kinds),
     ]
     return (
         model.experts % mesh.expert == 0

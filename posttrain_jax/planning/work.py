@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from posttrain_jax.models.architecture import FULL, Architecture
+from posttrain_jax.run.phases import of
 from posttrain_jax.run.recipe import Recipe
 
 SFT, RL, PREFILL, DECODE, TRANSFER = PROGRAMS = ("sft", "rl", "prefill", "decode", "transfer")
@@ -38,30 +39,36 @@ class Work:
 
 
 def work(recipe: Recipe, name: str) -> Work:
-    """What one call of a program does, if every response is as long as it may be and no group is sampled again."""
+    """What one call of a program does, if every response is as long as it may be and no group is sampled again.
+
+    A call is one with the recipe's own shapes; the calls of all phases are counted as such.
+    """
     model, rollout, rl = recipe.model, recipe.rollout, recipe.rl
-    sampled = rl.steps * rl.prompts * rl.group_size if "rl" in recipe.stages else 0
+    stages = of(recipe)
+    own, taught = ([p.settings for p in stages if p.kind == kind] for kind in ("rl", "distill"))
+    asked = sum(each.steps * each.prompts for each in own) + sum(each.prompts * len(each.teachers) for each in taught)
+    sampled = sum(each.steps * each.prompts * each.group_size for each in own)
+    sampled += sum(each.prompts * len(each.teachers) * each.samples for each in taught)
     if name == SFT:
         tokens = recipe.sft.rows * recipe.sft.length
-        calls = recipe.sft.steps if "sft" in recipe.stages else 0
+        calls = sum(phase.steps for phase in stages if phase.kind in ("sft", "distill"))
         return Work(tokens, 3 * _forward(model, tokens, recipe.sft.length / 2), calls)
     if name == RL:
         groups = -(-rl.prompts // rl.minibatches)
         rows = -(-groups * rl.group_size // (rl.length // (rollout.max_prompt + rollout.max_response)))
         tokens = (rows + (rl.objective.ptx_rows if rl.objective.ptx_weight else 0)) * rl.length
-        calls = rl.steps * rl.minibatches if "rl" in recipe.stages else 0
+        calls = sum(each.steps * each.minibatches for each in own)
         return Work(tokens, 3 * _forward(model, tokens, rl.length / 2), calls)
     if name == PREFILL:
         tokens = rollout.prefill_batch * rollout.max_prompt
-        prompts = rl.steps * rl.prompts if "rl" in recipe.stages else 0
-        return Work(tokens, _forward(model, tokens, rollout.max_prompt / 2), -(-prompts // rollout.prefill_batch))
+        return Work(tokens, _forward(model, tokens, rollout.max_prompt / 2), -(-asked // rollout.prefill_batch))
     if name == DECODE:
         slots = -(-rollout.slots // rollout.banks)
         tokens = slots * rollout.decode_chunk
         chunks = -(-rollout.max_response // rollout.decode_chunk)
         context = rollout.max_prompt + rollout.max_response / 2
         return Work(tokens, _forward(model, tokens, context), -(-sampled // slots) * chunks)
-    return Work(0, 0.0, rl.steps if "rl" in recipe.stages else 0)
+    return Work(0, 0.0, sum(each.steps for each in own) + sum(len(each.teachers) for each in taught))
 
 
 def _forward(model: Architecture, tokens: float, context: float) -> float:

@@ -6,6 +6,7 @@ Imports no JAX: a recipe is read, checked and printed before any device starts.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, get_type_hints
 
@@ -127,6 +128,23 @@ class SFT:
     length: int = setting(256, "tokens in a packed row", minimum=8)
     mtp_weight: float = setting(0.1, "weight of multi-token prediction in the loss, where a model has it", minimum=0.0)
     on_too_long: str = setting("error", "a sample longer than a row: 'error' or 'skip'", choices=("error", "skip"))
+    optimizer: Pace = dataclasses.field(default_factory=Pace)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+    """Self-distillation: earlier phases answer their own tasks, and what is right becomes records to fine-tune on."""
+
+    teachers: tuple = setting((), "earlier phases that answer, each with its final weights and its own tasks")
+    prompts: int = setting(512, "prompts that each teacher answers, dealt evenly over its tasks and levels", minimum=1)
+    samples: int = setting(4, "responses sampled for a prompt", minimum=1)
+    most: int = setting(4, "right responses kept of a prompt, at most", minimum=1)
+    steps: int = setting(100, "optimiser steps", minimum=0)
+    rows: int = setting(16, "packed rows in a global batch", minimum=1)
+    microbatch_rows: int = setting(16, "rows in one forward and backward pass; divides rows", minimum=1)
+    length: int = setting(256, "tokens in a packed row", minimum=8)
+    mtp_weight: float = setting(0.1, "weight of multi-token prediction in the loss, where a model has it", minimum=0.0)
+    on_too_long: str = setting("error", "a response longer than a row: 'error' or 'skip'", choices=("error", "skip"))
     optimizer: Pace = dataclasses.field(default_factory=Pace)
 
 
@@ -358,6 +376,11 @@ class RL:
     """Reinforcement learning from verifiers, or a reward model, or both."""
 
     steps: int = setting(100, "rollout batches, each followed by its optimiser updates", minimum=0)
+    tokens: int = setting(
+        0,
+        "tokens sampled and trained on, prompts aside, with which the stage ends before its steps; 0 is no bound",
+        minimum=0,
+    )
     prompts: int = setting(32, "groups with reward variance trained on in a step", minimum=1)
     group_size: int = setting(8, "responses sampled for a prompt", minimum=2)
     max_rounds: int = setting(3, "dynamic sampling: batches of prompts tried to fill a step", minimum=1)
@@ -427,6 +450,7 @@ class Evaluation:
     """Held-out greedy pass@1 between the stages."""
 
     problems: int = setting(256, "held-out problems, spread evenly over tasks and levels", minimum=1)
+    every: int = setting(0, "steps of RL between two measures within it; 0: only after a stage", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -437,6 +461,13 @@ class Upkeep:
     keep: int = setting(2, "finished checkpoints kept", minimum=2)
     samples_per_step: int = setting(4, "trajectories written to samples.jsonl at an RL step", minimum=0)
     max_bad_steps: int = setting(3, "non-finite steps in a row that end the run", minimum=1)
+
+
+class Phases(dict):
+    """Name of a phase -> its ``kind``, its ``start``, and the sections it changes (`phases`). Frozen by agreement."""
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(json.dumps(self, sort_keys=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -452,7 +483,8 @@ class Recipe:
     variant: str = setting("", "variant of the family's chat format, such as Kimi's 'instruct'; empty is its first")
     scale: str = setting("tiny", "size of the recipe", choices=("tiny", "small", "full", "released"))
     seed: int = setting(0, "everything random derives from it", minimum=0)
-    stages: tuple = setting(("sft", "rl"), "stages in order, out of 'sft', 'reward_model', 'dpo' and 'rl'")
+    stages: tuple = setting(("sft", "rl"), "phases, or 'sft', 'reward_model', 'dpo', 'distill' and 'rl', in order")
+    phases: Phases = dataclasses.field(default_factory=Phases)
     tokenizer: str = setting("tiny", "'tiny' (shipped) or a path: tokenizer.json, tiktoken.model, sentencepiece .model")
     weights: str = setting("", "directory of a run or conversion whose weights to start from; empty starts afresh")
     model: Architecture = dataclasses.field(default_factory=Architecture)
@@ -464,11 +496,17 @@ class Recipe:
     sft: SFT = dataclasses.field(default_factory=SFT)
     reward_model: RewardModel = dataclasses.field(default_factory=RewardModel)
     dpo: DPO = dataclasses.field(default_factory=DPO)
+    distill: Distill = dataclasses.field(default_factory=Distill)
     rollout: Rollout = dataclasses.field(default_factory=Rollout)
     rl: RL = dataclasses.field(default_factory=RL)
     episodes: Episodes = dataclasses.field(default_factory=Episodes)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     run: Upkeep = dataclasses.field(default_factory=Upkeep)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What each of the stages is."""
+        return tuple(self.phases.get(name, {}).get("kind", name) for name in self.stages)
 
 
 # what a recipe is stored as: bytes of one number in each format
@@ -487,8 +525,17 @@ def settings(kind: type = Recipe, prefix: str = "") -> Iterator[tuple[str, type,
         path, inner = prefix + field.name, hints[field.name]
         if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             yield from settings(inner, f"{path}.")
-        else:
+        elif inner is not Phases:
             yield path, inner, field
+
+
+def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
+    """Settings with the values of a nested mapping in place of their own."""
+    values = {
+        name: changed(getattr(settings, name), value) if dataclasses.is_dataclass(getattr(settings, name)) else value
+        for name, value in changes.items()
+    }
+    return dataclasses.replace(settings, **values)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -517,31 +564,3 @@ def training_bytes(recipe: Recipe) -> int:
     as much again for activations and key/value caches."""
     gradients = BYTES[recipe.precision.params] * recipe.model.parameters
     return (checkpoint_bytes(recipe) + gradients) * 3 // 2
-
-
-def _size(count: float) -> str:
-    """A number of bytes in the unit that reads best."""
-    for unit in ("KiB", "MiB", "GiB"):
-        count /= 1024
-        if count < 1024:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1024:.1f} TiB"
-
-
-def describe(recipe: Recipe) -> dict[str, str]:
-    """What a run is about to do, one short phrase a line, computed without any device."""
-    model, sft, rl = recipe.model, recipe.sft, recipe.rl
-    steps = {
-        name: f"{name}: {learns.steps} steps of {learns.rows * learns.length:,} tokens"
-        for name, learns in (("sft", sft), ("reward_model", recipe.reward_model), ("dpo", recipe.dpo))
-    } | {
-        "rl": f"rl: {rl.steps} steps of {rl.prompts} x {rl.group_size} responses,"
-        f" up to {rl.prompts * rl.group_size * recipe.rollout.max_response:,} sampled tokens",
-    }
-    return {
-        "recipe": f"{recipe.name}, scale {recipe.scale}, seed {recipe.seed}",
-        "model": f"{model.parameters:,} parameters, {model.active_parameters:,} active on a token"
-        f" ({model.layers} layers, {model.experts} experts, {model.experts_per_token} on a token)",
-        "stages": "; ".join(steps[stage] for stage in recipe.stages),
-        "checkpoint": f"about {_size(checkpoint_bytes(recipe))} each, {recipe.run.keep} kept",
-    }

@@ -36,6 +36,7 @@ STAGES = {
     "sft": "Supervised fine-tuning",
     "reward_model": "Reward model",
     "dpo": "Direct preference optimisation",
+    "distill": "Self-distillation",
     "rl": "Reinforcement learning",
 }
 HELDOUT = ("heldout", "heldout_pairs")  # measures between stages, under the same names as stages' records
@@ -94,7 +95,7 @@ def write(workdir: Path | str) -> Path:
     shown = summary.get("samples")
     samples = [s for s in shown if isinstance(s, Mapping)] if isinstance(shown, list) else []
     samples += _spread(workdir / "samples.jsonl", SAMPLES - len(samples), damage)
-    data = {"curves": _curves(records), "samples": _fit([_sample(s) for s in samples])}
+    data = {"curves": _curves(config, records), "samples": _fit([_sample(s) for s in samples])}
 
     style, script = ((ASSETS / name).read_text("utf-8") for name in ("report.css", "report.js"))
     names = ("name", "scale")
@@ -236,9 +237,25 @@ def _fit(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return samples
 
 
-def _curves(records: Records) -> list[dict[str, Any]]:
-    stages = []
-    for stage in sorted(set(records) - set(HELDOUT), key=lambda name: (*STAGES, name).index(name)):
+def _phases(config: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """The kind and the steps of each stage of a stored configuration, in order."""
+    given = config.get("phases") or {}
+    found = {}
+    for name in config.get("stages") or STAGES:
+        own = given.get(name) or {}
+        kind = own.get("kind", name)
+        found[name] = kind, {**(config.get(kind) or {}), **(own.get(kind) or {})}.get("steps", "?")
+    return found
+
+
+def _titled(name: str, kind: str) -> str:
+    """What the page calls a stage."""
+    return STAGES.get(kind, name) if name == kind else f"{name}: {STAGES.get(kind, kind)}"
+
+
+def _curves(config: Mapping[str, Any], records: Records) -> list[dict[str, Any]]:
+    stages, phases = [], _phases(config)
+    for stage in sorted(set(records) - set(HELDOUT), key=lambda name: (*phases, name).index(name)):
         charts = []
         for metric, title, unit, scale, smooth in CURVES:
             found = [(step, numbers[metric]) for step, numbers in sorted(records[stage].items()) if metric in numbers]
@@ -247,7 +264,8 @@ def _curves(records: Records) -> list[dict[str, Any]]:
                 rounded = [float(f"{value * scale:.5g}") for value in values]
                 charts.append({"title": title, "unit": unit, "smooth": smooth, "steps": steps, "values": rounded})
         if charts:
-            stages.append({"name": stage, "title": STAGES.get(stage, stage), "charts": charts})
+            title = _titled(stage, phases.get(stage, (stage, 0))[0])
+            stages.append({"name": stage, "title": title, "charts": charts})
     return stages
 
 
@@ -260,7 +278,7 @@ def _status(summary: Mapping[str, Any], records: Records) -> str:
 
 def _facts(config: Mapping[str, Any], summary: Mapping[str, Any], records: Records) -> str:
     model, seconds = summary.get("model") or {}, summary.get("seconds") or {}
-    stages = [(s, (config.get(s) or {}).get("steps", "?")) for s in config.get("stages") or ()]
+    stages = [(name, steps) for name, (_, steps) in _phases(config).items()] if config.get("stages") else []
     skipped = sum(int(max((n.get("skipped", 0) for n in steps.values()), default=0)) for steps in records.values())
     facts = {
         "Model": model and f"{count(model['parameters'])} parameters, {count(model['active'])} active on a token",
@@ -283,7 +301,7 @@ def _heldout(
     """pass@1 by stage, and by stage and task: of summary.json, or else as far as metrics.jsonl goes."""
     if summary.get("heldout"):
         return summary["heldout"], summary.get("per_task") or {}
-    names = ("base", *(stage for stage in config.get("stages") or STAGES if stage != "reward_model"))
+    names = ("base", *(name for name, (kind, _) in _phases(config).items() if kind != "reward_model"))
     found = {names[i]: dict(n) for i, n in sorted(records.get("heldout", {}).items()) if i < len(names)}
     overall = {stage: numbers.pop("pass@1") for stage, numbers in found.items() if "pass@1" in numbers}
     return overall, found

@@ -12,7 +12,7 @@ from posttrain_jax.rewards import mixture
 from posttrain_jax.run.nearest import nearest
 from posttrain_jax.run.recipe import Recipe
 
-STAGES = ("sft", "reward_model", "dpo", "rl")
+STAGES = ("sft", "reward_model", "dpo", "distill", "rl")
 DATA_SPECS = ("tasks", "jsonl:PATH", "tfds:NAME", "FILE.jsonl", "FILE.json")
 PAIR_SPECS = tuple(spec for spec in DATA_SPECS if not spec.startswith("tfds"))
 
@@ -29,7 +29,7 @@ def broken(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _name_rules(recipe)
     yield from _file_rules(recipe)
     yield from _reward_rules(recipe)
-    for name in ("sft", *(stage for stage in ("reward_model", "dpo") if stage in recipe.stages)):
+    for name in ("sft", *(stage for stage in ("reward_model", "dpo", "distill") if stage in recipe.kinds)):
         stage = getattr(recipe, name)
         if stage.rows % stage.microbatch_rows:
             yield (
@@ -138,7 +138,9 @@ def _judge_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
 
 def _name_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Names of stages and of tasks."""
-    lists: list[tuple[str, tuple, tuple[str, ...]]] = [("stages", recipe.stages, STAGES)]
+    lists: list[tuple[str, tuple, tuple[str, ...]]] = [
+        ("stages", recipe.stages, tuple(dict.fromkeys((*STAGES, *recipe.phases))))
+    ]
     if recipe.tasks.names:
         from posttrain_jax.data import gym
         from posttrain_jax.data.tasks import TASKS  # imported when asked for: the generators are slow to load
@@ -241,7 +243,7 @@ def _reward_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
                 )
     entries = [mixture.parse(entry) for entry in settings.domains] if sound else []
     asked = settings.model_weight > 0 or any(name == "model" and weight > 0 for _, name, weight in entries)
-    before = recipe.stages[: recipe.stages.index("rl")] if "rl" in recipe.stages else ("reward_model",)
+    before = recipe.kinds[: recipe.kinds.index("rl")] if "rl" in recipe.kinds else ("reward_model",)
     if asked and "reward_model" not in before:
         yield (
             ("rl.reward", "stages"),

@@ -1,7 +1,7 @@
 """What a person sees of a run: a header, one bar a stage, and a summary that fits one screen.
 
-On a terminal a stage is a live bar. Anywhere else, and where ``CI`` is set, it is a small table of plain lines, so
-that a log stays readable and free of control codes.
+On a terminal a stage is a live bar, and under it a table of the areas' rewards where they are told. Anywhere else, and
+where ``CI`` is set, it is a small table of plain lines, so that a log stays readable and free of control codes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from posttrain_jax.run.areas import Areas
+
 WIDTH = 100  # columns: of everything outside a terminal, and at most in one
 LINES = 15  # plain lines that a stage prints, about
+AREA_LINES = 4  # and of them, lines of the areas' rewards
 TASK_ROWS = 10  # rows of the summary's table of tasks, which has two columns of tasks
 
 
-# stage -> metric -> its label, and how its value is written
+# kind of stage -> metric -> its label, and how its value is written
 SHOWN = {
     "sft": {
         "loss": ("loss", ".4f"),
@@ -51,6 +54,10 @@ SHOWN = {
         "reward_chosen": ("chosen", ".3f"),
         "reward_rejected": ("rejected", ".3f"),
         "tokens_per_second": ("tokens/s", ",.0f"),
+    },
+    "answering": {
+        "answered": ("answered", ".1%"),
+        "kept": ("kept", ",.0f"),
     },
     "rl": {
         "reward": ("reward", ".3f"),
@@ -88,10 +95,11 @@ def one_line(text: Any) -> str:
 class Bar:
     """A stage's progress: how far, how fast, and the numbers of the last step."""
 
-    def __init__(self, name: str, total: int, start: int):
+    def __init__(self, name: str, total: int, start: int, kind: str):
         self.name, self.total, self.step = name, total, start
-        self.shown = SHOWN.get(name, SHOWN["sft"])
+        self.shown = SHOWN.get(kind, SHOWN["sft"])
         self.numbers: Mapping[str, float] = {}
+        self.areas = Areas()
         self.began = time.monotonic()
         self._first: tuple[int, float] | None = None
 
@@ -99,6 +107,7 @@ class Bar:
         """Step ``step`` is done; ``numbers`` may hold more than is shown, or less."""
         self._first = self._first or (step, time.monotonic())
         self.step, self.numbers = step, numbers
+        self.areas.update(numbers)
 
     def elapsed(self) -> str:
         """Time since the stage began in this process."""
@@ -121,7 +130,7 @@ class Bar:
 
 
 class LiveBar(Bar):
-    """Two lines that a terminal redraws: the bar with its times, and the numbers beside their labels."""
+    """What a terminal redraws: the bar with its times, the numbers beside their labels, and the areas' rewards."""
 
     def __rich__(self) -> RenderableType:
         grid = Table.grid(padding=(0, 2), expand=True)
@@ -134,7 +143,7 @@ class LiveBar(Bar):
             Text(self.elapsed(), "dim"),
             Text(f"{self.left()} left" if self.step < self.total else "done", "dim"),
         )
-        return Group(grid, self._numbers())
+        return Group(grid, self._numbers(), self.areas)
 
     def _numbers(self) -> Text:
         line = Text(no_wrap=True, overflow="ellipsis")
@@ -148,8 +157,8 @@ class LiveBar(Bar):
 class PlainBar(Bar):
     """A table that grows by a line now and then, under one line of column names."""
 
-    def __init__(self, name: str, total: int, start: int, console: Console):
-        super().__init__(name, total, start)
+    def __init__(self, name: str, total: int, start: int, kind: str, console: Console):
+        super().__init__(name, total, start, kind)
         self.console = console
         self.every = max(1, math.ceil(total / LINES))
         self._print(f"{name} step", [label for label, _ in self.shown.values()], "elapsed", "left")
@@ -160,6 +169,8 @@ class PlainBar(Bar):
         super().update(step, numbers)
         if first or step % self.every == 0 or step == self.total:
             self._print(f"{step}/{self.total}", self.values(), self.elapsed(), self.left())
+        if self.areas and (step % math.ceil(self.total / AREA_LINES) == 0 or step == self.total):
+            self.console.print(Text(f"{'':>12}  {self.areas.line()}"), soft_wrap=True)
 
     def _print(self, step: str, cells: list[str], elapsed: str, left: str) -> None:
         line = f"{step:>12}" + "".join(f"{cell:>10}" for cell in (*cells, elapsed, left))
@@ -211,12 +222,15 @@ class Screen:
         self.console.print(panel, width=self._width())
 
     @contextmanager
-    def stage(self, name: str, total: int, start: int = 0) -> Iterator[Bar]:
-        """A stage of ``total`` steps, ``start`` of them done already; yields what takes its `Bar.update`."""
+    def stage(self, name: str, total: int, start: int = 0, kind: str = "") -> Iterator[Bar]:
+        """A stage of ``total`` steps, ``start`` of them done already; yields what takes its `Bar.update`.
+
+        Its ``kind``, by default its name, says which numbers are shown.
+        """
         if not self.live:
-            yield PlainBar(name, total, start, self.console)
+            yield PlainBar(name, total, start, kind or name, self.console)
             return
-        bar = LiveBar(name, total, start)
+        bar = LiveBar(name, total, start, kind or name)
         with Live(bar, console=self.console, refresh_per_second=4):
             yield bar
 

@@ -15,9 +15,12 @@ from typing import Any, get_type_hints
 from ml_collections import ConfigDict
 
 from posttrain_jax.errors import UserError
-from posttrain_jax.run import rules
+from posttrain_jax.run import phases, rules
 from posttrain_jax.run.nearest import nearest
-from posttrain_jax.run.recipe import Recipe, flatten, settings
+from posttrain_jax.run.phases import SECTIONS
+from posttrain_jax.run.recipe import Phases, Recipe, changed, flatten, settings
+
+_LIMITS: dict[str, Any] = {"minimum": None, "maximum": None, "choices": ()}  # none
 
 
 class InvalidRecipe(UserError):
@@ -47,7 +50,7 @@ def read(config: ConfigDict | Mapping[str, Any]) -> tuple[Recipe, list[str]]:
     """
     recipe, found = structure(config)
     problems = list(found.values())
-    for keys, problem in rules.broken(recipe):
+    for keys, problem in (*rules.broken(recipe), *phases.broken(recipe)):
         if not any(bad == key or bad.startswith(f"{key}.") for bad in found for key in keys):
             problems.append(problem)
     return recipe, problems
@@ -57,22 +60,42 @@ def structure(config: ConfigDict | Mapping[str, Any]) -> tuple[Recipe, dict[str,
     """The recipe and, by dotted path, the mistakes of single fields: unknown keys, types, bounds and choices."""
     found: dict[str, str] = {}
     tree = config.to_dict() if isinstance(config, ConfigDict) else config
-    return _section(Recipe, tree, "", found), found
+    return changed(Recipe(), _sound(Recipe, tree, "", found)), found
 
 
-def unknown_key(path: str) -> str:
-    """The sentence for a dotted path that is no setting: the nearest one, and the keys that stand beside it."""
-    kind, section = Recipe, ""
-    for part in path.split(".")[:-1]:
+def in_phase(path: str) -> tuple[str, str]:
+    """The phase that a dotted path speaks of, and the setting there; or no phase, and the path itself."""
+    first, _, rest = path.partition(".")
+    name, dot, setting = rest.partition(".")
+    return (name, setting) if first == "phases" and dot else ("", path)
+
+
+def unknown_key(path: str, phases: Iterable[str] = ()) -> str:
+    """The sentence for a dotted path that is no setting: the nearest one, and the keys that stand beside it.
+
+    ``phases`` are those that the recipe has, where a path may speak of none of them.
+    """
+    name, setting = in_phase(path)
+    names = list(phases)
+    if path.startswith("phases.") and names and path.split(".")[1] not in names:
+        wrong = path.split(".")[1]
+        good = nearest(wrong, names)
+        return f"config.phases: no {wrong!r}; the nearest is {good!r} (all: {', '.join(names)})"
+    kind, sections = Recipe, ([f"phases.{name}"] if name else [])
+    for part in setting.split(".")[:-1]:
         inner = get_type_hints(kind).get(part)
         if not (isinstance(inner, type) and dataclasses.is_dataclass(inner)):
             break
-        kind, section = inner, f"{section}.{part}"
-    beside = ", ".join(field.name for field in dataclasses.fields(kind))
+        kind, sections = inner, [*sections, part]
+    beside = [field.name for field in dataclasses.fields(kind)]
     known = [known for known, _, _ in settings()]
-    sections = {name.rpartition(".")[0] for name in known} - {""}
-    good = nearest(path, [*known, *sorted(sections)])
-    return f"config.{path}: no such key; the nearest is config.{good} (config{section} has {beside})"
+    known += sorted({known.rpartition(".")[0] for known in known} - {""})
+    if name:
+        known = ["kind", "start", *(known for known in known if known.partition(".")[0] in SECTIONS)]
+        beside = ["kind", "start", *SECTIONS] if kind is Recipe else beside
+    good = ".".join([*sections[: bool(name)], nearest(setting, known)])
+    place = ".".join(["config", *sections])
+    return f"config.{path}: no such key; the nearest is config.{good} ({place} has {', '.join(beside)})"
 
 
 def workdir_problem(workdir: Path) -> str | None:
@@ -106,33 +129,64 @@ def differences(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
     return found
 
 
-def _section(kind: type, tree: Any, prefix: str, found: dict[str, str]) -> Any:
-    """Builds one dataclass from a mapping, noting mistakes by dotted path in ``found``."""
+def _sound(kind: type, tree: Any, prefix: str, found: dict[str, str], only: Iterable[str] = ()) -> dict[str, Any]:
+    """The values in a mapping that can stand in a dataclass, nested as there; mistakes go into ``found``.
+
+    ``only`` are the fields that may be there, if not all.
+    """
     hints = get_type_hints(kind)
     if not isinstance(tree, Mapping):
         found[prefix.rstrip(".")] = f"config.{prefix.rstrip('.')}={tree!r}: a section of keys, not a value"
-        return kind()
-    for key in tree:
-        if key not in hints:
-            found[f"{prefix}{key}"] = unknown_key(f"{prefix}{key}")
-    values = {}
-    for field in dataclasses.fields(kind):
-        if field.name not in tree:
+        return {}
+    allowed = {field.name: field for field in dataclasses.fields(kind) if not only or field.name in only}
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if key not in allowed:
+            found[path] = unknown_key(path)
             continue
-        path, inner, value = prefix + field.name, hints[field.name], tree[field.name]
-        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-            values[field.name] = _section(inner, value, f"{path}.", found)
-            continue
-        if inner is tuple and isinstance(value, list):
-            value = tuple(value)
-        if inner is float and type(value) is int:
-            value = float(value)
-        problem = _value_problem(inner, value, field.metadata)
-        if problem:
-            found[path] = f"config.{path}={value!r}: {problem}"
+        inner = hints[key]
+        if inner is Phases:
+            values[key] = _sound_phases(value, found)
+        elif isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            values[key] = _sound(inner, value, f"{path}.", found)
         else:
-            values[field.name] = value
-    return kind(**values)
+            value = _as(inner, value)
+            problem = _value_problem(inner, value, allowed[key].metadata)
+            if problem:
+                found[path] = f"config.{path}={value!r}: {problem}"
+            else:
+                values[key] = value
+    return values
+
+
+def _sound_phases(tree: Any, found: dict[str, str]) -> Phases:
+    """Of each phase what is sound."""
+    if not isinstance(tree, Mapping):
+        found["phases"] = f"config.phases={tree!r}: a section of keys, not a value"
+        return Phases()
+    sound: dict[str, Any] = {}
+    for name, given in tree.items():
+        prefix, own = f"phases.{name}", {}
+        if isinstance(given, Mapping):
+            for key, choices in (("kind", rules.STAGES), ("start", ())):
+                problem = _value_problem(
+                    str, given.get(key, choices[0] if choices else ""), _LIMITS | {"choices": choices}
+                )
+                if problem:
+                    found[f"{prefix}.{key}"] = f"config.{prefix}.{key}={given[key]!r}: {problem}"
+                elif key in given:
+                    own[key] = given[key]
+            given = {key: value for key, value in given.items() if key not in ("kind", "start")}
+        sound[name] = own | _sound(Recipe, given, f"{prefix}.", found, only=SECTIONS)
+    return Phases(sound)
+
+
+def _as(kind: type, value: Any) -> Any:
+    """A list as the tuple, and a whole number as the float, that is meant."""
+    if kind is tuple and isinstance(value, list):
+        return tuple(value)
+    return float(value) if kind is float and type(value) is int else value
 
 
 def _value_problem(kind: type, value: Any, limits: Mapping[str, Any]) -> str | None:

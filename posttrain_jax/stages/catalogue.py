@@ -23,7 +23,7 @@ from posttrain_jax.environments import worlds
 from posttrain_jax.errors import UserError
 from posttrain_jax.rollout.engine import Engine
 from posttrain_jax.run.recipe import Recipe
-from posttrain_jax.stages import preference, reward_model, rl, sft
+from posttrain_jax.stages import distill, preference, reward_model, rl, sft
 from posttrain_jax.stages.collecting import AtOnce, Collector, InFlight, Recorded, Replayed
 from posttrain_jax.stages.critic import split_critic, with_critic
 from posttrain_jax.stages.flight import Flight
@@ -38,12 +38,13 @@ HELDOUT = "heldout"  # beside the stages' names: the pairs that a reward model i
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """What stages are made of.
+    """What a stage is made of.
 
     Attributes:
       weights: the policy's, as shapes.
-      sources: of each stage that reads records.
+      sources: of the records that it reads.
       workdir: where a judge's answers are kept.
+      folder: of what this stage alone writes.
     """
 
     recipe: Recipe
@@ -54,10 +55,11 @@ class Shared:
     weights: nnx.State
     sources: Mapping[str, Source]
     workdir: Path
+    folder: Path
 
 
-def sources(recipe: Recipe) -> dict[str, Source]:
-    """The records that the recipe's stages read, every line of them checked.
+def sources(recipe: Recipe, stage: str) -> dict[str, Source]:
+    """The records that a stage reads, every line of them checked; those of ``distill`` are not there before it.
 
     Raises:
       UserError: as of `data.sources.open` and `data.pairs.open`.
@@ -69,16 +71,14 @@ def sources(recipe: Recipe) -> dict[str, Source]:
         seed=recipe.tasks.seed,
     )
     played = {name: partial(worlds.demonstration, name) for name in recipe.tasks.names if worlds.is_world(name)}
-    used = "sft" in recipe.stages or ("rl" in recipe.stages and recipe.rl.objective.ptx_weight)
     found: dict[str, Source] = {}
-    if used:
+    if stage == "sft" or (stage == "rl" and recipe.rl.objective.ptx_weight):
         more: dict[str, Any] = {"careful_share": recipe.sft.careful_share, "demonstrations": played}
         found["sft"] = open_conversations(recipe.sft.data, **more, **told)
     asked: dict[str, Any] = told | {"names": [name for name in told["names"] if name not in played] or tasks.TASKS}
-    for stage in ("reward_model", "dpo"):
-        if stage in recipe.stages:
-            found[stage] = pairs.open(getattr(recipe, stage).data, "train", **asked)
-    if "reward_model" in recipe.stages:
+    if stage in ("reward_model", "dpo"):
+        found[stage] = pairs.open(getattr(recipe, stage).data, "train", **asked)
+    if stage == "reward_model":
         found[HELDOUT] = pairs.open(recipe.reward_model.data, "heldout", **asked)
     return found
 
@@ -148,8 +148,8 @@ def _batches(shared: Shared, stage: str, state: Any, **changed: Any) -> data.Bat
     """Of a stage's records; ``changed`` settings take the place of its section's."""
     settings = getattr(shared.recipe, stage)
     told: dict[str, Any] = {name: getattr(settings, name) for name in ("rows", "length", "on_too_long")} | changed
-    kind = data.CONVERSATIONS if stage == "sft" else pairs.PAIRS
-    source, seed = shared.sources[stage], shared.recipe.seed
+    kind = {"sft": data.CONVERSATIONS, "distill": distill.RESPONSES}.get(stage, pairs.PAIRS)
+    source, seed = distill.kept(shared.folder) if stage == "distill" else shared.sources[stage], shared.recipe.seed
     return data.batches(source, shared.chat, seed=seed, state=state, kind=kind, section=stage, **told)
 
 
@@ -192,6 +192,7 @@ def _rl(shared: Shared, state: TrainState, start: int, cursor: Mapping[str, Any]
             sft_data,
             start=start,
             draws=cursor.get("draws", 0),
+            used=cursor.get("tokens", 0),
             samples_per_step=recipe.run.samples_per_step,
         )
 
@@ -205,7 +206,7 @@ def _collector(
 ) -> Collector:
     """What the recipe collects by, where the cursor says it was; what has to be closed is ``held``."""
     recipe, settings, chat = shared.recipe, shared.recipe.rl, shared.chat
-    folder = Path(settings.rollouts) if settings.rollouts else shared.workdir / "rollouts"
+    folder = Path(settings.rollouts) if settings.rollouts else shared.folder / "rollouts"
     if settings.debug == "train_only":
         return Replayed(folder)
     if _flies(recipe):
@@ -246,5 +247,6 @@ STAGES: dict[str, Callable[..., Iterator[Step]]] = {
     "sft": _from_records("sft", sft.train),
     "reward_model": _from_records("reward_model", reward_model.train),
     "dpo": _from_records("dpo", preference.train),
+    "distill": _from_records("distill", sft.train),
     "rl": _rl,
 }

@@ -27,6 +27,7 @@ class Trajectory:
     Attributes:
       masked: its judge could not be asked about it; it is not trained on.
       score: a reward model's, before anything is made of it.
+      opinion: what a judge added to the reward.
     """
 
     problem: Problem
@@ -37,6 +38,7 @@ class Trajectory:
     reward: float
     masked: bool = False
     score: float | None = None
+    opinion: float | None = None
 
     @property
     def segments(self) -> list[Segment]:
@@ -146,31 +148,40 @@ def statistics(experience: Experience) -> dict[str, float]:
 
 
 def _by_area(everything: Sequence[Judged]) -> dict[str, float]:
-    """``reward/arithmetic`` and the like, of every area that was asked; a world is an area of its own."""
+    """``reward/arithmetic`` and the like, of every area that was asked; a world is an area of its own.
+
+    ``share/AREA`` is its part of the responses, which are as many for every prompt.
+    """
     found: dict[str, float] = {}
     areas = [AREAS.get(t.problem.task, t.problem.task) for t in everything]
     for area in sorted(set(areas)):
         own = [t for t, each in zip(everything, areas, strict=True) if each == area]
         found[f"reward/{area}"] = float(np.mean([t.reward for t in own]))
         found[f"pass_rate/{area}"] = float(np.mean([t.verdict.correct for t in own]))
+        found[f"share/{area}"] = len(own) / len(everything)
         found[f"response_length/{area}"] = float(np.mean([t.length for t in own]))
     return found
 
 
-def sample(chat: Chat, stage: str, step: int, trajectory: Judged) -> dict:
-    """A trajectory as it is written to samples.jsonl."""
+def sample(chat: Chat, trajectory: Judged) -> dict:
+    """A trajectory as it is written to samples.jsonl, behind its stage and step."""
     return {
-        "stage": stage,
-        "step": step,
         "task": trajectory.problem.task,
         "level": trajectory.problem.level,
         **trajectory.shown(chat),
         "answer": trajectory.verdict.answer,
         "expected": trajectory.problem.answer,
         "reward": trajectory.reward,
+        "parts": {"verifier": trajectory.verdict.reward, **_opinions(trajectory)},
         "correct": trajectory.verdict.correct,
         "canary": trajectory.problem.canary,
         "tokens": trajectory.length,
         "finish": trajectory.finish,
         **({"score": trajectory.score} if isinstance(trajectory, Trajectory) and trajectory.score is not None else {}),
     }
+
+
+def _opinions(trajectory: Judged) -> dict[str, float]:
+    """What models said of it, before lengths shape the reward."""
+    told = {"model": getattr(trajectory, "score", None), "judge": getattr(trajectory, "opinion", None)}
+    return {name: value for name, value in told.items() if value is not None}

@@ -160,7 +160,8 @@ class Judging:
     def _added(self, trajectory: Trajectory, reward: float | None) -> Trajectory:
         if reward is None:
             return dataclasses.replace(trajectory, masked=True)
-        return dataclasses.replace(trajectory, reward=trajectory.reward + self.settings.weight * reward)
+        opinion = self.settings.weight * reward
+        return dataclasses.replace(trajectory, reward=trajectory.reward + opinion, opinion=opinion)
 
 
 def _as_pairs(found: dict) -> dict[Pair, Outcome]:

@@ -1,4 +1,4 @@
-"""A recipe from its seed to a post-trained model: the stages in order, each followed by a measure on what is held out.
+"""A recipe from its seed to a post-trained model: its phases in order, each followed by a measure on what is held out.
 
 That is pass@1 on problems where the policy learned, and the order of preference pairs where a reward model did.
 
@@ -8,10 +8,13 @@ to, and goes on where a stopped run left off.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import platform
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +26,18 @@ from posttrain_jax.data import tasks
 from posttrain_jax.environments import worlds
 from posttrain_jax.errors import UserError
 from posttrain_jax.models.decoder import abstract, materialise
-from posttrain_jax.run import dump, report
+from posttrain_jax.rollout.engine import Engine
+from posttrain_jax.run import dump, phases, report
 from posttrain_jax.run.checkpoint import Checkpointer
 from posttrain_jax.run.metrics import Recorder, write_json_atomic
+from posttrain_jax.run.phases import Phase
 from posttrain_jax.run.recipe import Recipe
 from posttrain_jax.run.screen import Screen
 from posttrain_jax.run.stop import EXIT_STOPPED, StopSignal
-from posttrain_jax.stages import catalogue, reward_model
+from posttrain_jax.stages import catalogue, distill, reward_model
 from posttrain_jax.stages.evaluation import Score, evaluate
 from posttrain_jax.stages.experience import sample
-from posttrain_jax.stages.setup import make_chat, make_engine, make_model, training_mesh
+from posttrain_jax.stages.setup import make_chat, make_engine, make_limits, make_model, training_mesh
 from posttrain_jax.stages.step import Step, TrainState, abstract_state, fresh_state
 from posttrain_jax.stages.trained import newest_weights
 
@@ -87,7 +92,9 @@ class Run:
         self.first_step_seconds: float | None = None
         self.mesh = training_mesh(recipe)
         self.chat = make_chat(recipe)
-        records = catalogue.sources(recipe)  # before anything is computed: a broken line is told at once
+        self.phases = {phase.name: phase for phase in phases.of(recipe)}
+        # before anything is computed: a broken line is told at once
+        records = {name: catalogue.sources(phase.recipe, phase.kind) for name, phase in self.phases.items()}
         self.engine = make_engine(recipe, self.chat, mesh=self.mesh)
         self.problems = worlds.heldout(
             recipe.tasks.names or tasks.TASKS, recipe.tasks.max_level, recipe.evaluation.problems, recipe.tasks.seed
@@ -95,86 +102,157 @@ class Run:
 
         model = make_model(recipe)
         graph, weights = abstract(model, self.mesh)
-        self.shared = catalogue.Shared(recipe, self.mesh, self.chat, self.engine, graph, weights, records, workdir)
+        self.fresh = partial(materialise, model, weights)
+        self.shared = {
+            name: catalogue.Shared(
+                recipe=phase.recipe,
+                mesh=self.mesh,
+                chat=self.chat,
+                engine=self._engine(phase.recipe),
+                graph=graph,
+                weights=weights,
+                sources=records[name],
+                workdir=workdir,
+                folder=self._folder(name) if name in recipe.phases else workdir,
+            )
+            for name, phase in self.phases.items()
+        }
+        self.abstract = weights
         self.progress, self.restored = self._resume()
         self.recorder = Recorder(workdir, resume=self.progress.offsets)
         self.weights: Any = None  # the policy's
         self.reward: Any = None  # the reward model's, once there is one
         if self.restored is not None:
-            self.weights, self.reward = catalogue.kept(self.progress.stage, self.restored)
-        elif recipe.weights:
-            self.weights = newest_weights(Path(recipe.weights), weights, screen.warn, cast=True).arrays
+            self.weights, self.reward = catalogue.kept(self.phases[self.progress.stage].kind, self.restored)
         else:
-            self.weights = materialise(model, weights)
+            self.weights = self._weights_of(phases.BASE)
 
     def go(self) -> None:
         """Every stage that is not finished yet, then the summary."""
-        recipe, progress = self.recipe, self.progress
+        progress, wanted = self.progress, phases.asked_for(tuple(self.phases.values()))
         self.screen.header(self._facts())
         score = None
         if "base" not in progress.heldout:
             score = self._evaluate("base", self.weights)
-        for stage in recipe.stages:
-            if stage in progress.heldout or stage in progress.pair_accuracy:
+        for name, phase in self.phases.items():
+            if name in progress.heldout or name in progress.pair_accuracy:
                 continue
-            state = self._train(stage)
-            self.weights, self.reward = catalogue.kept(stage, state)
-            if stage == "reward_model":
-                self._judge_pairs(stage)
+            state = self._train(phase)
+            self.weights, self.reward = catalogue.kept(phase.kind, state)
+            del state
+            if name in wanted:
+                self._keep(phase)
+            if phase.kind == "reward_model":
+                self._judge_pairs(phase)
             else:
-                score = self._evaluate(stage, self.weights)
+                score = self._evaluate(name, self.weights)
         if score is None:
             score = self._score(self.weights)
         self._summarise(score)
 
+    def _engine(self, recipe: Recipe) -> Engine:
+        """The run's, unless a phase's recipe asks for another."""
+        own, of_all = (
+            (each.rollout, make_limits(each, self.chat, each.rollout.banks)) for each in (recipe, self.recipe)
+        )
+        return self.engine if own == of_all else make_engine(recipe, self.chat, mesh=self.mesh)
+
+    def _folder(self, name: str) -> Path:
+        return self.workdir / "phases" / name
+
     def _resume(self) -> tuple[Progress, TrainState | None]:
         def expected(saved: dict[str, Any]) -> TrainState:
-            stage = saved["stage"]
-            return catalogue.filed(stage, abstract_state(*catalogue.parts(self.shared, stage)))
+            phase = self.phases[saved["stage"]]
+            return catalogue.filed(phase.kind, abstract_state(*catalogue.parts(self.shared[phase.name], phase.kind)))
 
         restored = self.checkpointer.restore(expected)
         if restored is None:
             return Progress(), None
         progress = Progress(**restored.progress)
         self.screen.say(f"resumed at {progress.stage} step {progress.step}: checkpoint {restored.step} verified")
-        return progress, catalogue.unfiled(progress.stage, restored.arrays)
+        return progress, catalogue.unfiled(self.phases[progress.stage].kind, restored.arrays)
 
-    def _train(self, stage: str) -> TrainState:
-        progress = self.progress
-        if self.restored is not None and progress.stage == stage:
+    def _weights_of(self, name: str) -> nnx.State:
+        """Those that a phase ended with and `_keep` kept, or those that the run begins with."""
+        if name == phases.BASE and not self.recipe.weights:
+            return self.fresh()
+        where = Path(self.recipe.weights) if name == phases.BASE else self._folder(name)
+        return newest_weights(where, self.abstract, self.screen.warn, cast=name == phases.BASE).arrays
+
+    def _keep(self, phase: Phase) -> None:
+        """Keeps the policy's weights beside the checkpoints, for phases that ask for them."""
+        keeper = Checkpointer(self._folder(phase.name) / "checkpoints", keep=1, log=self.screen.warn)
+        with contextlib.closing(keeper):
+            keeper.save(phase.steps, {"weights": self.weights}, {"stage": phase.name, "step": phase.steps})
+
+    def _train(self, phase: Phase) -> TrainState:
+        progress, shared = self.progress, self.shared[phase.name]
+        if self.restored is not None and progress.stage == phase.name:
             state = self.restored
         else:
-            state = fresh_state(*catalogue.parts(self.shared, stage, self.weights, self.reward))
-            progress.stage, progress.step, progress.cursor = stage, 0, {}
+            for teacher in phase.teachers:
+                self._ask(phase, self.phases[teacher])
+            if phase.start:
+                self.weights = None
+                self.weights = self._weights_of(phase.start)
+            state = fresh_state(*catalogue.parts(shared, phase.kind, self.weights, self.reward))
+            progress.stage, progress.step, progress.cursor = phase.name, 0, {}
         self.weights = self.reward = self.restored = None
-        steps = catalogue.steps(self.shared, stage, state, progress.step, progress.cursor)
-        return self._follow(stage, steps, getattr(self.recipe, stage).steps, state)
+        steps = catalogue.steps(shared, phase.kind, state, progress.step, progress.cursor)
+        return self._follow(phase, steps, state)
 
-    def _follow(self, stage: str, steps: Iterator[Step], total: int, state: TrainState) -> TrainState:
+    def _ask(self, phase: Phase, teacher: Phase) -> None:
+        """Lets a teacher answer, from where its answers end."""
+        settings, shared, numbers = phase.settings, self.shared[phase.name], {}
+        engine = self.shared[teacher.name].engine
+
+        def weights() -> nnx.State:
+            return engine.load(self._weights_of(teacher.name))
+
+        with self.screen.stage(f"{phase.name}: {teacher.name}", settings.prompts, kind="answering") as bar:
+            for done, numbers in distill.answer(
+                settings, teacher, engine, weights, self.chat, shared.folder, phase.recipe.seed
+            ):
+                bar.update(done, numbers)
+                if self.stop.agreed(done):
+                    raise Stopped
+        self.recorder.metrics(phase.name, 0, {f"{key}/{teacher.name}": value for key, value in numbers.items()})
+
+    def _follow(self, phase: Phase, steps: Iterator[Step], state: TrainState) -> TrainState:
         """Works through a stage's steps, logging each, and saving when it is time to or when asked to stop.
 
         A step's numbers are read after the next step was started, so reading never makes the device wait.
         """
-        every = self.recipe.run.checkpoint_every
+        every, total = self.recipe.run.checkpoint_every, phase.steps
+        measured = phase.recipe.evaluation.every if phase.kind == "rl" else 0
         unread: tuple[Step, float] | None = None
-        with self.screen.stage(stage, total, self.progress.step) as bar:
+        with self.screen.stage(phase.name, total, self.progress.step, phase.kind) as bar:
             before = time.perf_counter()
             for step in steps:
                 now = time.perf_counter()
                 if unread:
-                    self._log(stage, *unread, bar)
+                    self._log(phase, *unread, bar)
                 state, unread, before = step.state, (step, now - before), now
                 stopping = self.stop.agreed(step.number)
-                if stopping or step.number % every == 0 or step.number == total:
-                    self._log(stage, *unread, bar)
+                last = step.last or step.number == total
+                saving = stopping or last or step.number % every == 0
+                measuring = measured and not last and step.number % measured == 0
+                if saving or measuring:
+                    self._log(phase, *unread, bar)
                     unread = None
-                    self._save(stage, step, now)
+                if measuring:
+                    score = self._score(catalogue.kept(phase.kind, state)[0])
+                    self.recorder.metrics(phase.name, step.number, {"heldout": score.overall})
+                    before = time.perf_counter()  # a step's seconds are its own
+                if saving:
+                    self._save(phase, step)
                 if stopping:
                     self.checkpointer.wait()
                     raise Stopped
         return state
 
-    def _log(self, stage: str, step: Step, seconds: float, bar: Any) -> None:
+    def _log(self, phase: Phase, step: Step, seconds: float, bar: Any) -> None:
+        stage = phase.name
         metrics = {name: float(value) for name, value in jax.device_get(step.metrics).items()}
         if self.first_step_seconds is None:
             self.first_step_seconds = time.perf_counter() - self.began
@@ -184,7 +262,7 @@ class Run:
         self.recorder.samples(stage, step.number, step.samples)
         bar.update(step.number, {**metrics, **timing})
         self.progress.seconds[stage] = self.progress.seconds.get(stage, 0.0) + seconds
-        alarm, apart = self.recipe.rl.mismatch_alarm, metrics.get("mismatch", 0.0)
+        alarm, apart = phase.recipe.rl.mismatch_alarm, metrics.get("mismatch", 0.0)
         if alarm and apart > alarm:
             self.screen.warn(
                 f"{stage} step {step.number}: sampler and trainer disagree by {apart:.3g} nats a token on average"
@@ -199,16 +277,16 @@ class Run:
             raise UserError(
                 f"{stage} step {step.number}: {bad} updates in a row were not finite. The batch and the weights' norms "
                 f"are in {path}; the last good checkpoint is in {self.workdir / 'checkpoints'}. A lower "
-                f"{stage}.optimizer.learning_rate is the usual mend."
+                f"{phase.kind}.optimizer.learning_rate is the usual mend."
             )
 
-    def _save(self, stage: str, step: Step, now: float) -> None:
+    def _save(self, phase: Phase, step: Step) -> None:
         progress = self.progress
-        progress.stage, progress.step, progress.cursor = stage, step.number, step.cursor
+        progress.stage, progress.step, progress.cursor = phase.name, step.number, step.cursor
         progress.offsets = self.recorder.offsets()
-        earlier = self.recipe.stages[: self.recipe.stages.index(stage)]
-        number = sum(getattr(self.recipe, name).steps for name in earlier) + step.number
-        self.checkpointer.save(number, catalogue.filed(stage, step.state), dataclasses.asdict(progress))
+        earlier = itertools.takewhile(lambda each: each is not phase, self.phases.values())
+        number = sum(each.steps for each in earlier) + step.number
+        self.checkpointer.save(number, catalogue.filed(phase.kind, step.state), dataclasses.asdict(progress))
 
     def _score(self, weights: nnx.State) -> Score:
         recipe, loaded = self.recipe, self.engine.load(weights)
@@ -225,19 +303,20 @@ class Run:
         self.screen.say(f"held-out pass@1 ({stage}): {score.overall:.3f} on {len(self.problems)} problems")
         return score
 
-    def _judge_pairs(self, stage: str) -> None:
+    def _judge_pairs(self, phase: Phase) -> None:
         """How many held-out pairs the reward model puts in the right order; the policy has not changed."""
-        settings, source = self.recipe.reward_model, self.shared.sources[catalogue.HELDOUT]
-        pairs = reward_model.heldout(source, self.chat, settings)
-        share = reward_model.accuracy(catalogue.scorer(self.shared), self.reward, pairs)
-        self.progress.pair_accuracy[stage] = share
-        self.recorder.metrics("heldout_pairs", 0, {"accuracy": share})
-        self.screen.say(f"held-out pairs in the right order ({stage}): {share:.3f} of {len(pairs)}")
+        shared, position = self.shared[phase.name], len(self.progress.pair_accuracy)
+        pairs = reward_model.heldout(shared.sources[catalogue.HELDOUT], self.chat, phase.settings)
+        share = reward_model.accuracy(catalogue.scorer(shared), self.reward, pairs)
+        self.progress.pair_accuracy[phase.name] = share
+        self.recorder.metrics("heldout_pairs", position, {"accuracy": share})
+        self.screen.say(f"held-out pairs in the right order ({phase.name}): {share:.3f} of {len(pairs)}")
 
     def _summarise(self, score: Score) -> None:
         progress, recipe = self.progress, self.recipe
         chosen = sorted(score.trajectories, key=lambda t: not t.verdict.correct)
-        shown = [sample(self.chat, "heldout", 0, t) for t in (chosen[:2] + chosen[-1:] if len(chosen) > 2 else chosen)]
+        chosen = chosen[:2] + chosen[-1:] if len(chosen) > 2 else chosen
+        shown = [{"stage": "heldout", "step": 0, **sample(self.chat, trajectory)} for trajectory in chosen]
         summary = {
             "heldout": progress.heldout,
             "per_task": progress.per_task,

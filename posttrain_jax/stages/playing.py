@@ -72,6 +72,7 @@ class Played:
             "response": chat.tokenizer.decode(last.tokens[last.turns[0].start :].tolist()),
             "messages": list(self.episode.messages),
             "turns": len(self.episode.rewards),
+            "rewards": list(self.episode.rewards),
         }
 
 

@@ -45,12 +45,14 @@ def train(
     *,
     start: int,
     draws: int,
+    used: int,
     samples_per_step: int,
 ) -> Iterator[Step]:
-    """Yields after every step from ``start`` + 1 to ``settings.steps``.
+    """Yields after every step from ``start`` + 1 to ``settings.steps``, or to that which uses up ``settings.tokens``.
 
-    What the collector and the curriculum keep, ``draws`` and the position in the SFT data are all in the cursor; with
-    the weights that fixes everything a step does. The metric ``mismatch`` is the mean |log π_trainer - log π_sampler|
+    What the collector and the curriculum keep, ``draws``, the tokens ``used`` and the position in the SFT data are all
+    in the cursor; with the weights that fixes everything a step does. A token is used where it is sampled, and again
+    where a loss counts it. The metric ``mismatch`` is the mean |log π_trainer - log π_sampler|
     before the first update, of what the newest policy sampled: what the two implementations of one model disagree by.
     Its 99th percentile, its largest and the divergence stand beside it.
     """
@@ -58,6 +60,8 @@ def train(
     update = make_update(optimizing.optimizer, loss, state, optimizing.after, optimizing.overlap)
     hindsight = make_hindsight(graph, settings, prepare.mesh)
     for number in range(start + 1, settings.steps + 1):
+        if settings.tokens and used >= settings.tokens:
+            return
         curriculum.progress = (number - 1) / max(1, settings.steps - 1)
         experience = collector.collect(state, number, draws)
         draws = experience.draws
@@ -66,14 +70,20 @@ def train(
         version = number - 1 if settings.carry_over else None
         batches = (prepare(deal, sft_data, version) for deal in prepare.minibatches(experience.groups))
         if hindsight:  # by the weights that sampled, so before the first update
-            batches = [(n, hindsight(state.weights, state.reference, batch, n)) for n, batch in batches]
-        batch, updates = None, []
-        for filled, batch in batches:
+            batches = [
+                (n, hindsight(state.weights, state.reference, batch, n), counted) for n, batch, counted in batches
+            ]
+        batch, updates, trained = None, [], 0
+        for filled, batch, counted in batches:
             state, numbers = update(state, batch, filled)
             updates.append(numbers)
+            trained += counted
+        sampled = sum(t.length for t in experience.everything)
+        used += sampled + trained
         metrics.update(_summarise(updates))
+        metrics |= {"sampled_tokens": sampled, "trained_tokens": trained, "used_tokens": used}
         metrics["learning_rate"] = optimizing.schedule((number - 1) * settings.minibatches)
-        kept = {"draws": draws, "curriculum": curriculum.state(), **collector.state()}
+        kept = {"draws": draws, "tokens": used, "curriculum": curriculum.state(), **collector.state()}
         yield Step(
             number,
             state,
@@ -81,10 +91,11 @@ def train(
             tokens=sum(t.size for t in experience.everything),
             cursor=kept | ({"sft_data": sft_data.state()} if sft_data else {}),
             samples=[
-                sample(chat, "rl", number, trajectory)
+                sample(chat, trajectory)
                 for trajectory in [g[0] for g in experience.groups[:samples_per_step]] + experience.hacked
             ],
             batch=batch,
+            last=0 < settings.tokens <= used,
         )
 
 
@@ -111,8 +122,11 @@ class Preparation:
 
     def __call__(
         self, minibatch: Minibatch, sft_data: Batches | None, version: int | None = None
-    ) -> tuple[int, dict[str, Array]]:
-        """Filled microbatches, and the minibatch on the mesh; rows of the SFT data behind it, if there are any."""
+    ) -> tuple[int, dict[str, Array], int]:
+        """Filled microbatches, the minibatch on the mesh, and how many tokens a loss counts.
+
+        Rows of the SFT data lie behind the responses, if there are any.
+        """
         lengths, ids = self._ragged([[t.length for t, _ in group] for group in minibatch], np.int32)
         responses = [pair for group in minibatch for pair in group]
         filled, rows = pack(
@@ -123,9 +137,11 @@ class Preparation:
             capacity=self.room + (self.ptx_room if sft_data else 0),
             version=version,
         )
+        counted = sum(trajectory.length for trajectory, _ in responses)
         if sft_data:
             filled, rows = add_ptx(filled, rows, next(sft_data))
-        return filled, meshes.put_batch(rows, self.mesh, batch_axis=1)
+            counted += int(np.count_nonzero(rows["ptx"]))
+        return filled, meshes.put_batch(rows, self.mesh, batch_axis=1), counted
 
     def _ragged(self, groups: list[list], dtype: Any) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the responses and the groups they belong to, always in arrays of one size."""

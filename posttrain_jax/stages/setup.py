@@ -41,7 +41,16 @@ def make_engine(
 ) -> Engine:
     """The generation engine with the recipe's banks and limits; ``overrides`` replace single `Limits`."""
     banks = banks or recipe.rollout.banks
-    limits = dict(
+    limits = dataclasses.replace(make_limits(recipe, chat, banks), **overrides)
+    shared, apart = mesh if recipe.rollout.sharded else None, jax.devices()[-1] if recipe.rollout.beside else None
+    where = {"mesh": shared, "device": apart}
+    compute, int4 = recipe.precision.compute, recipe.rollout.int4
+    return Engine(recipe.model, limits, banks=banks, compute_dtype=compute, int4=int4, **where)
+
+
+def make_limits(recipe: Recipe, chat: Chat, banks: int) -> Limits:
+    """What one of ``banks`` banks of the recipe's slots holds, and when its answers end."""
+    return Limits(
         slots=-(-recipe.rollout.slots // banks),
         max_prompt=recipe.rollout.max_prompt,
         max_response=recipe.rollout.max_response,
@@ -56,11 +65,6 @@ def make_engine(
         repetition_window=recipe.rl.repetition_window,
         repetition_probability=recipe.rl.repetition_probability,
     )
-    limits = Limits(**{**limits, **overrides})
-    shared, apart = mesh if recipe.rollout.sharded else None, jax.devices()[-1] if recipe.rollout.beside else None
-    where = {"mesh": shared, "device": apart}
-    compute, int4 = recipe.precision.compute, recipe.rollout.int4
-    return Engine(recipe.model, limits, banks=banks, compute_dtype=compute, int4=int4, **where)
 
 
 def training_mesh(recipe: Recipe) -> Mesh:

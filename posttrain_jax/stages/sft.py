@@ -11,7 +11,7 @@ from posttrain_jax.data.pipeline import Batches
 from posttrain_jax.objectives.likelihood import negative_log_likelihood
 from posttrain_jax.objectives.multi_token import further_targets
 from posttrain_jax.parallel.logprobs import token_logprobs
-from posttrain_jax.run.recipe import SFT
+from posttrain_jax.run.recipe import SFT, Distill
 from posttrain_jax.stages.observing import NOTHING, Watch, watched_trunk
 from posttrain_jax.stages.optimizing import Optimizing
 from posttrain_jax.stages.step import Batch, Loss, Step, TrainState
@@ -42,7 +42,7 @@ def make_loss(graph: nnx.GraphDef, mtp_weight: float = 0.0, watch: Watch = NOTHI
 
 
 def train(
-    settings: SFT,
+    settings: SFT | Distill,
     optimizing: Optimizing,
     graph: nnx.GraphDef,
     state: TrainState,

@@ -49,6 +49,7 @@ class Step:
       cursor: what the stage needs to go on from here, JSON-able.
       samples: trajectories worth keeping.
       batch: what the step trained on, for a dump if it went wrong.
+      last: whether the stage ends here, before all of its steps.
     """
 
     number: int
@@ -58,6 +59,7 @@ class Step:
     cursor: dict[str, Any]
     samples: list[dict] = dataclasses.field(default_factory=list)
     batch: Batch | None = None
+    last: bool = False
 
 
 def fresh_state(

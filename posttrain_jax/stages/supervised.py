@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 
 from posttrain_jax.data.pipeline import Batches
 from posttrain_jax.parallel import mesh as meshes
-from posttrain_jax.run.recipe import DPO, SFT, RewardModel
+from posttrain_jax.run.recipe import DPO, SFT, Distill, RewardModel
 from posttrain_jax.stages.optimizing import Optimizing
 from posttrain_jax.stages.step import Batch, Loss, Step, TrainState, make_update
 
 
 def learn(
-    settings: SFT | RewardModel | DPO,
+    settings: SFT | Distill | RewardModel | DPO,
     optimizing: Optimizing,
     loss: Loss,
     state: TrainState,

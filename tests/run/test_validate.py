@@ -10,10 +10,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from posttrain_jax.run import validate
+from posttrain_jax.run.outline import describe
 from posttrain_jax.run.recipe import (
     Recipe,
     checkpoint_bytes,
-    describe,
     flatten,
     settings,
     to_config,

@@ -145,7 +145,7 @@ def test_right_answers_are_paid(chat):
     assert [[t.reward for t in group] for group in found.groups] == [[0.1, 1.0, 1.0, 1.0]] * 3
     assert statistics(found)["pass_rate"] == 0.75
     assert all(rate[0] > 0.5 for name, rate in curriculum.rates.items() if curriculum.counts[name][0])
-    written = sample(chat, "rl", 3, found.groups[0][1])
+    written = sample(chat, found.groups[0][1])
     assert written["correct"] and written["answer"] == written["expected"] and written["reasoning"] == "thinking"
     assert written["tokens"] == len(found.groups[0][1].completion.tokens) and written["stage"] == "rl"
 
@@ -216,6 +216,4 @@ def test_a_solved_canary_is_an_alarm_and_is_not_trained_on(chat, monkeypatch):
     found, _, curriculum = gather(chat, lambda c, p, s: well_formed("hack" if s == 2 else "honest"))
     assert found.groups == [] and not any(curriculum.counts[name][0] for name in NAMES)
     assert statistics(found)["hacked"] == len(found.hacked) == 9
-    assert all(
-        sample(chat, "rl", 1, t)["canary"] and "hack" in sample(chat, "rl", 1, t)["response"] for t in found.hacked
-    )
+    assert all(sample(chat, t)["canary"] and "hack" in sample(chat, t)["response"] for t in found.hacked)

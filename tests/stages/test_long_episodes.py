@@ -78,8 +78,8 @@ def test_two_hundred_calls_are_trained_in_the_context_they_were_sampled_in(arch,
     mesh = make_mesh(devices=jax.devices()[:1])
     prepare = Preparation(settings, LENGTH, LENGTH, mesh)
     [minibatch] = prepare.minibatches([group])
-    filled, batch = prepare(minibatch, None)
-    assert filled == 2 and int(batch["mask"].sum()) == sum(one.length for one in group)
+    filled, batch, counted = prepare(minibatch, None)
+    assert filled == 2 and int(batch["mask"].sum()) == counted == sum(one.length for one in group)
 
     def likelihood(weights):
         model = nnx.merge(graph, weights)
