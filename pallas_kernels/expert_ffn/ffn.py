@@ -62,21 +62,22 @@ def expert_ffn(
         return expert_ffn_definition(tokens, chosen, weights, *plain)
     slots, experts = chosen.size, gate.shape[0]
     block = int(np.clip(2 ** np.floor(np.log2(slots / experts / 4 + 1)), LEAST_BLOCK.get(backend, 8), MOST_BLOCK))
-    slot_of_row, row_of_slot, group_sizes = sort_by_expert(chosen, experts, block)
-    return _ffn(tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes, block, backend)
+    return _ffn(tokens, jnp.where(chosen < experts, weights, 0), gate, up, down, chosen, block, backend)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(8, 9))
-def _ffn(tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes, block, backend):
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _ffn(tokens, weights, gate, up, down, chosen, block, backend):
     way = form(backend, block)
+    slot_of_row, row_of_slot, group_sizes = sort_by_expert(chosen, gate.shape[0], block)
     rows = dispatch(tokens, slot_of_row, row_of_slot.shape[1])
     (inner,) = way.products([rows], [gate, up], group_sizes, lambda a, b: [jax.nn.silu(a) * b])
     (out,) = way.products([inner], [down], group_sizes, lambda x: [x])
     return combine(out, row_of_slot, weights)
 
 
-def _forward(tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes, block, backend):
+def _forward(tokens, weights, gate, up, down, chosen, block, backend):
     way = form(backend, block, training=True)
+    slot_of_row, row_of_slot, group_sizes = sort_by_expert(chosen, gate.shape[0], block, even=backend == "xla")
     rows = dispatch(tokens, slot_of_row, row_of_slot.shape[1])
     options = {"outputs": 3} if backend in ("tpu", "gpu") else {}
     a, b, inner = way.products([rows], [gate, up], group_sizes, lambda a, b: [a, b, jax.nn.silu(a) * b], **options)
@@ -106,7 +107,7 @@ def _backward(block, backend, saved, gradient):
     rows = dispatch(tokens, slot_of_row, top_k)
     d_gate, d_up = matrix_gradient(gate, rows, d_a), matrix_gradient(up, rows, d_b)
     d_down = matrix_gradient(down, shared_inner, spread)
-    return combine(d_rows, row_of_slot), d_weights, d_gate, d_up, d_down, None, None, None
+    return combine(d_rows, row_of_slot), d_weights, d_gate, d_up, d_down, None
 
 
 _ffn.defvjp(_forward, _backward)

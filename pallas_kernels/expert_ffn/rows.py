@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 
 def sort_by_expert(
-    chosen: Int[Array, "tokens top_k"], experts: int, block: int
+    chosen: Int[Array, "tokens top_k"], experts: int, block: int, *, even: bool = False
 ) -> tuple[Int[Array, " rows"], Int[Array, "tokens top_k"], Int[Array, " experts"]]:
     """Lays the (token, choice) slots out in rows sorted by expert, each expert's share padded to whole blocks.
 
@@ -24,9 +24,12 @@ def sort_by_expert(
     """
     flat = jnp.asarray(chosen).reshape(-1)
     slots = flat.shape[0]
-    total = (-(-slots // block) + experts) * block
+    share = (-(-slots // (block * experts)) + 1) * block
+    total = experts * share if even else (-(-slots // block) + experts) * block
     rank, sizes = _ranks(flat, experts)
     group_sizes = -(-sizes // block) * block
+    if even:
+        group_sizes = jnp.where(sizes.max() < share, share, group_sizes)
     start = jnp.append(jnp.cumsum(group_sizes) - group_sizes, total - 1)  # the last row is past every group: zero
     row_of_slot = start[flat] + rank
     slot_of_row = jnp.full(total, slots, jnp.int32).at[row_of_slot].set(jnp.arange(slots, dtype=jnp.int32))
