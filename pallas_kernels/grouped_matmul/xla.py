@@ -43,31 +43,24 @@ def products(
     matrices = [x.dequantized(dtype) if isinstance(x, Quantized) else x for x in rhs]
     if len(lhs[0]) % block:
         raise ValueError(f"the blocked lowering needs rows={len(lhs[0])} to be a multiple of block={block}")
-    inner = 2 if transposed else 1
+    dims = (((1,), (1 if transposed else 0,)), ((), ()))
 
     def product(rows, own):
-        each = [_contracted(rows[min(i, len(rows) - 1)], m, -1, inner - 3) for i, m in enumerate(own)]
+        each = [jax.lax.dot_general(rows[min(i, len(rows) - 1)], m, dims) for i, m in enumerate(own)]
         return each if finish else [sum(each)]
 
-    def together():
-        found = product([_apart(x, groups) for x in lhs], matrices)
-        return [x.reshape(-1, x.shape[-1]) for x in found]
+    def group(g, out):
+        own = [jax.lax.dynamic_index_in_dim(m, g, keepdims=False) for m in matrices]
 
-    def one_by_one():
-        def group(g, out):
-            own = [jax.lax.dynamic_index_in_dim(m, g, keepdims=False) for m in matrices]
+        def step(start, size, out):
+            found = product([_rows(x, start, size) for x in lhs], own)
+            return [jax.lax.dynamic_update_slice_in_dim(o, x, start, 0) for o, x in zip(out, found, strict=True)]
 
-            def step(start, size, out):
-                found = product([_rows(x, start, size) for x in lhs], own)
-                return [jax.lax.dynamic_update_slice_in_dim(o, x, start, 0) for o, x in zip(out, found, strict=True)]
+        return _in_chunks(step, sizes, group_sizes, g, out)
 
-            return _in_chunks(step, sizes, group_sizes, g, out)
-
-        shapes = jax.eval_shape(lambda: product(lhs, [m[0] for m in matrices]))
-        return jax.lax.fori_loop(0, groups, group, [jnp.zeros(x.shape, x.dtype) for x in shapes])
-
-    groups, sizes = len(group_sizes), _sizes(block, len(lhs[0])) if large else (block,)
-    each = _where_even(group_sizes, len(lhs[0]), together, one_by_one) if large else one_by_one()
+    sizes = _sizes(block, len(lhs[0])) if large else (block,)
+    shapes = jax.eval_shape(lambda: product(lhs, [m[0] for m in matrices]))
+    each = jax.lax.fori_loop(0, len(group_sizes), group, [jnp.zeros(x.shape, x.dtype) for x in shapes])
     found: list[Any] = list(finish(*each, *beside)) if finish else each
     kept, summed = found[: len(found) - sums], found[len(found) - sums :]
     return [y.astype(dtype) for y in kept] + [y.astype(jnp.float32).sum(axis=1, keepdims=True) for y in summed]
@@ -82,41 +75,19 @@ def transposed_product(
     dtype: Any,
 ) -> Float[Array, "groups inner outer"]:
     """lhsᵀ rhs over the rows of each group: the gradient of the matrices. Groups without rows get zeros."""
-    groups = len(group_sizes)
 
-    def product(lhs, rhs):
-        return _contracted(lhs, rhs, -2, -2, preferred_element_type=jnp.float32)
+    sizes = _sizes(block, len(lhs))
 
-    def together():
-        return product(_apart(lhs, groups), _apart(rhs, groups)).astype(dtype)
+    def group(g, total):
+        def step(start, size, own):
+            rows = _rows(lhs, start, size), _rows(rhs, start, size)
+            return own + jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
-    def one_by_one():
-        def group(g, total):
-            step = lambda start, size, own: own + product(_rows(lhs, start, size), _rows(rhs, start, size))  # noqa: E731
-            zeros = jnp.zeros(total.shape[1:], jnp.float32)
-            own = _in_chunks(step, _sizes(block, len(lhs)), group_sizes, g, zeros)
-            return jax.lax.dynamic_update_index_in_dim(total, own.astype(dtype), g, 0)
+        own = _in_chunks(step, sizes, group_sizes, g, jnp.zeros(total.shape[1:], jnp.float32))
+        return jax.lax.dynamic_update_index_in_dim(total, own.astype(dtype), g, 0)
 
-        total = jnp.zeros((groups, lhs.shape[1], rhs.shape[1]), dtype)
-        return jax.lax.fori_loop(0, groups, group, total)
-
-    return _where_even(group_sizes, len(lhs), together, one_by_one)
-
-
-def _where_even(group_sizes, rows, together, one_by_one):
-    """``together()`` where the groups share all rows evenly."""
-    share, rest = divmod(rows, len(group_sizes))
-    return one_by_one() if rest else jax.lax.cond((group_sizes == share).all(), together, one_by_one)
-
-
-def _apart(x, groups):
-    return x.reshape(groups, -1, x.shape[-1])
-
-
-def _contracted(x, y, x_axis, y_axis, **options):
-    """The product over these axes, for each group where there are several."""
-    batch = tuple(range(x.ndim - 2))
-    return jax.lax.dot_general(x, y, (((x.ndim + x_axis,), (y.ndim + y_axis,)), (batch, batch)), **options)
+    total = jnp.zeros((len(group_sizes), lhs.shape[1], rhs.shape[1]), dtype)
+    return jax.lax.fori_loop(0, len(group_sizes), group, total)
 
 
 def _sizes(block, rows):
