@@ -24,8 +24,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.expert_ffn.reference import expert_ffn_definition
-from pallas_kernels.expert_ffn.rows import combine, dispatch, sort_by_expert
-from pallas_kernels.grouped_matmul.forms import LEAST_BLOCK, choose_form, form
+from pallas_kernels.expert_ffn.rows import combine, dispatch, sort_by_expert, sort_evenly
+from pallas_kernels.grouped_matmul import even
+from pallas_kernels.grouped_matmul.forms import LEAST_BLOCK, Form, choose_form, form
 from pallas_kernels.grouped_matmul.quantized import Quantized
 
 FEW_TOKENS = 128  # up to which two large products with every expert beat the bookkeeping of choosing rows, on a CPU
@@ -62,21 +63,24 @@ def expert_ffn(
         return expert_ffn_definition(tokens, chosen, weights, *plain)
     slots, experts = chosen.size, gate.shape[0]
     block = int(np.clip(2 ** np.floor(np.log2(slots / experts / 4 + 1)), LEAST_BLOCK.get(backend, 8), MOST_BLOCK))
-    slot_of_row, row_of_slot, group_sizes = sort_by_expert(chosen, experts, block)
-    return _ffn(tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes, block, backend)
+    weights = jnp.where(chosen < experts, weights, 0)
+    return _ffn(tokens, weights, gate, up, down, chosen, block, backend)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(8, 9))
-def _ffn(tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes, block, backend):
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _ffn(tokens, weights, gate, up, down, chosen, block, backend):
     way = form(backend, block)
+    slot_of_row, row_of_slot, group_sizes = sort_by_expert(chosen, gate.shape[0], block)
     rows = dispatch(tokens, slot_of_row, row_of_slot.shape[1])
     (inner,) = way.products([rows], [gate, up], group_sizes, lambda a, b: [jax.nn.silu(a) * b])
     (out,) = way.products([inner], [down], group_sizes, lambda x: [x])
     return combine(out, row_of_slot, weights)
 
 
-def _forward(tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes, block, backend):
-    way = form(backend, block, training=True)
+def _forward(tokens, weights, gate, up, down, chosen, block, backend):
+    way, experts = _training_form(backend, block, gate), gate.shape[0]
+    sort = partial(sort_evenly, block=max(block // 2, 8)) if backend == "xla" else partial(sort_by_expert, block=block)
+    slot_of_row, row_of_slot, group_sizes = sort(chosen, experts)
     rows = dispatch(tokens, slot_of_row, row_of_slot.shape[1])
     options = {"outputs": 3} if backend in ("tpu", "gpu") else {}
     a, b, inner = way.products([rows], [gate, up], group_sizes, lambda a, b: [a, b, jax.nn.silu(a) * b], **options)
@@ -87,7 +91,7 @@ def _forward(tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_si
 
 def _backward(block, backend, saved, gradient):
     tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes, a, b = saved
-    way, top_k = form(backend, block, training=True), row_of_slot.shape[1]
+    way, top_k = _training_form(backend, block, gate), row_of_slot.shape[1]
     matrices = [w.dequantized(tokens.dtype) if isinstance(w, Quantized) else w for w in (gate, up, down)]
 
     spread = dispatch(gradient, slot_of_row, top_k)
@@ -106,7 +110,13 @@ def _backward(block, backend, saved, gradient):
     rows = dispatch(tokens, slot_of_row, top_k)
     d_gate, d_up = matrix_gradient(gate, rows, d_a), matrix_gradient(up, rows, d_b)
     d_down = matrix_gradient(down, shared_inner, spread)
-    return combine(d_rows, row_of_slot), d_weights, d_gate, d_up, d_down, None, None, None
+    return combine(d_rows, row_of_slot), d_weights, d_gate, d_up, d_down, None
+
+
+def _training_form(backend, block, gate):
+    if backend == "xla":
+        return Form("even", even.products, partial(even.transposed_product, groups=gate.shape[0]))
+    return form(backend, block, training=True)
 
 
 _ffn.defvjp(_forward, _backward)

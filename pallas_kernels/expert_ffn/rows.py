@@ -34,6 +34,41 @@ def sort_by_expert(
     return slot_of_row, row_of_slot.reshape(chosen.shape), group_sizes
 
 
+def sort_evenly(
+    chosen: Int[Array, "tokens top_k"], experts: int, block: int
+) -> tuple[Int[Array, " rows"], Int[Array, "tokens top_k"], Int[Array, " blocks"]]:
+    """Lays the slots out in rows of which every expert has equally many, and sends its blocks beyond that to free places.
+
+    A slot whose choice is ``experts`` has none: no row holds it, and its own is one of padding.
+
+    Returns:
+      slot_of_row, row_of_slot: as of ``sort_by_expert``.
+      owners: the expert of each block of rows; where a place is free, the one that it would belong to.
+    """
+    flat = jnp.asarray(chosen).reshape(-1)
+    slots = flat.shape[0]
+    own = -(-slots // (block * experts)) + 1  # blocks of each expert: one more than if all were full
+    home = jnp.repeat(jnp.arange(experts, dtype=jnp.int32), own)
+    rank, sizes = _ranks(flat, experts)
+    blocks = -(-sizes // block)
+    free = jnp.tile(jnp.arange(own), experts) >= blocks[home]
+    (free_places,) = jnp.nonzero(free, size=len(home))
+    sent = jnp.cumsum(jnp.maximum(blocks - own, 0))
+    number = jnp.arange(len(home))  # of a guest
+    guest = jnp.searchsorted(sent, number, side="right").astype(jnp.int32)
+    owners = home.at[jnp.where(number < sent[-1], free_places, len(home))].set(guest, mode="drop")
+    first = sent - jnp.maximum(blocks - own, 0)
+
+    expert, block_of_slot = jnp.minimum(flat, experts - 1), rank // block
+    away = free_places[jnp.clip(first[expert] + block_of_slot - own, 0, len(home) - 1)]
+    row_of_slot = jnp.where(block_of_slot < own, expert * own + block_of_slot, away) * block + rank % block
+    total = len(home) * block
+    held = jnp.where(flat < experts, row_of_slot, total)
+    slot_of_row = jnp.full(total, slots, jnp.int32).at[held].set(jnp.arange(slots, dtype=jnp.int32), mode="drop")
+    row_of_slot = jnp.where(flat < experts, row_of_slot, jnp.argmax(slot_of_row))
+    return slot_of_row, row_of_slot.reshape(chosen.shape), owners
+
+
 FEW_PAIRS = 1 << 20  # of slots and experts, up to which counting beats sorting
 
 

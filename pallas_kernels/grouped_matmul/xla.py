@@ -45,27 +45,25 @@ def products(
         raise ValueError(f"the blocked lowering needs rows={len(lhs[0])} to be a multiple of block={block}")
     dims = (((1,), (1 if transposed else 0,)), ((), ()))
 
-    def chunk(start, size, own):
-        rows, others = ([_rows(x, start, size) for x in side] for side in (lhs, beside))
+    def product(rows, own):
         each = [jax.lax.dot_general(rows[min(i, len(rows) - 1)], m, dims) for i, m in enumerate(own)]
-        found: list[Any] = list(finish(*each, *others)) if finish else [sum(each)]
-        kept, summed = found[: len(found) - sums], found[len(found) - sums :]
-        totals = [y.astype(jnp.float32).sum(axis=1, keepdims=True) for y in summed]
-        return [y.astype(dtype) for y in kept] + totals
+        return each if finish else [sum(each)]
 
     def group(g, out):
         own = [jax.lax.dynamic_index_in_dim(m, g, keepdims=False) for m in matrices]
 
         def step(start, size, out):
-            pairs = zip(out, chunk(start, size, own), strict=True)
-            return [jax.lax.dynamic_update_slice_in_dim(o, x, start, 0) for o, x in pairs]
+            found = product([_rows(x, start, size) for x in lhs], own)
+            return [jax.lax.dynamic_update_slice_in_dim(o, x, start, 0) for o, x in zip(out, found, strict=True)]
 
         return _in_chunks(step, sizes, group_sizes, g, out)
 
     sizes = _sizes(block, len(lhs[0])) if large else (block,)
-    shapes = jax.eval_shape(lambda: chunk(0, block, [m[0] for m in matrices]))
-    out = [jnp.zeros((len(lhs[0]), x.shape[1]), x.dtype) for x in shapes]
-    return jax.lax.fori_loop(0, len(group_sizes), group, out)
+    shapes = jax.eval_shape(lambda: product(lhs, [m[0] for m in matrices]))
+    each = jax.lax.fori_loop(0, len(group_sizes), group, [jnp.zeros(x.shape, x.dtype) for x in shapes])
+    found: list[Any] = list(finish(*each, *beside)) if finish else each
+    kept, summed = found[: len(found) - sums], found[len(found) - sums :]
+    return [y.astype(dtype) for y in kept] + [y.astype(jnp.float32).sum(axis=1, keepdims=True) for y in summed]
 
 
 def transposed_product(
@@ -81,15 +79,15 @@ def transposed_product(
     sizes = _sizes(block, len(lhs))
 
     def group(g, total):
-        def step(start, size, total):
+        def step(start, size, own):
             rows = _rows(lhs, start, size), _rows(rhs, start, size)
-            found = jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-            return total.at[g].add(found)
+            return own + jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
-        return _in_chunks(step, sizes, group_sizes, g, total)
+        own = _in_chunks(step, sizes, group_sizes, g, jnp.zeros(total.shape[1:], jnp.float32))
+        return jax.lax.dynamic_update_index_in_dim(total, own.astype(dtype), g, 0)
 
-    total = jnp.zeros((len(group_sizes), lhs.shape[1], rhs.shape[1]), jnp.float32)
-    return jax.lax.fori_loop(0, len(group_sizes), group, total).astype(dtype)
+    total = jnp.zeros((len(group_sizes), lhs.shape[1], rhs.shape[1]), dtype)
+    return jax.lax.fori_loop(0, len(group_sizes), group, total)
 
 
 def _sizes(block, rows):
