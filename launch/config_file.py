@@ -62,7 +62,7 @@ def override(path: Path, scale: str | None, given: Iterable[tuple[str, str | Non
         if key in sections:
             mistakes.append(f"--{name}: is a section; set one of its keys: {', '.join(sections[key])}")
         elif key not in known:
-            mistakes.append(validate.unknown_key(key, plain.get("phases", ())))
+            mistakes.append(validate.unknown_key(key, plain.to_dict().get("phases", {})))
         elif value is None:
             mistakes.append(f"--{name}: needs a value, such as {_example(known[key])}")
         elif _accepts(plain, f"--{name}={value}"):
@@ -123,12 +123,13 @@ def _get_config(path: Path) -> Callable[..., Any]:
 
 def _with_phase_keys(config: ConfigDict, keys: Iterable[str]) -> ConfigDict:
     """The configuration; where a key speaks of a setting that a phase leaves as it is, the phase states it itself."""
+    phases: Any = config.get("phases", {})
     values = {**flatten(config.to_dict()), "kind": "", "start": ""}
     for key in keys:
         name, setting = validate.in_phase(key)
-        if name not in config.get("phases", ()) or setting not in values:
+        if name not in phases or setting not in values:
             continue
-        place, (*sections, last) = config.phases[name], setting.split(".")
+        place, (*sections, last) = phases[name], setting.split(".")
         for section in sections:
             if section not in place:
                 place[section] = ConfigDict()

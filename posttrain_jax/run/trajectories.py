@@ -106,7 +106,9 @@ def shown(sample: Sample, full: bool = False) -> RenderableType:
     if "level" in sample:
         where += f" · level {sample['level']}"
     facts = Text(f"reward {sample['reward']:.3f}", "bold").append(_parts(sample), "not bold dim")
-    right = {True: ("correct", "green"), False: ("incorrect", "red")}.get(sample.get("correct"), ("", ""))
+    right = ("", "")
+    if (correct := sample.get("correct")) is not None:
+        right = ("correct", "green") if correct else ("incorrect", "red")
     for text, style in (right, (f"{sample['tokens']:,} tokens", "dim"), (finish, "dim")):
         facts.append(f" · {text}" if text else "", f"not bold {style}")
     if sample.get("expected"):

@@ -40,7 +40,7 @@ def test_adamw_is_the_published_one_at_every_scale(get_config):
 
 
 def test_unknown_scale_names_the_scales(get_config):
-    with pytest.raises(ValueError, match="'huge'.*tiny, small, full"):
+    with pytest.raises(ValueError, match="'huge'.*tiny, tools, small, full"):
         get_config("huge")
 
 
