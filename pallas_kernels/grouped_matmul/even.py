@@ -30,7 +30,7 @@ def products(
     beside: Sequence[Float[Array, "rows width"]] = (),
     sums: int = 0,
 ) -> list[Float[Array, "rows width"]]:
-    """As ``xla.products``, for blocks of rows whose groups ``owners`` tells. Free places hold rows of the group there."""
+    """As ``xla.products``, for blocks of rows whose groups ``owners`` tells. Free places count as the group's there."""
     dtype = lhs[0].dtype
     matrices = [x.dequantized(dtype) if isinstance(x, Quantized) else x for x in rhs]
     groups, block = len(matrices[0]), len(lhs[0]) // len(owners)

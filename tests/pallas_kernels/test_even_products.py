@@ -21,7 +21,7 @@ SPREADS = {
 def choices(spread, without=0.0):
     draw = np.random.default_rng(0)
     chosen = draw.choice(EXPERTS, (TOKENS, TOP_K), p=SPREADS[spread])
-    return np.where(draw.random(chosen.shape) < without, EXPERTS, chosen).astype(np.int32)
+    return jnp.asarray(np.where(draw.random(chosen.shape) < without, EXPERTS, chosen), jnp.int32)
 
 
 @pytest.mark.parametrize("without", [0.0, 0.3, 1.0])
@@ -30,7 +30,8 @@ def test_every_slot_has_a_row_of_its_own_in_a_block_of_its_expert(spread, withou
     chosen, block = choices(spread, without), 8
     slot_of_row, row_of_slot, owners = map(np.asarray, sort_evenly(chosen, EXPERTS, block))
     assert len(slot_of_row) == len(owners) * block and len(owners) % EXPERTS == 0
-    some, rows = chosen < EXPERTS, row_of_slot
+    chosen, rows = np.asarray(chosen), row_of_slot
+    some = chosen < EXPERTS
     np.testing.assert_array_equal(owners[rows[some] // block], chosen[some])
     np.testing.assert_array_equal(slot_of_row[rows[some]], np.arange(chosen.size).reshape(chosen.shape)[some])
     assert (slot_of_row == chosen.size).sum() == len(slot_of_row) - some.sum()
@@ -38,7 +39,7 @@ def test_every_slot_has_a_row_of_its_own_in_a_block_of_its_expert(spread, withou
 
 
 def test_few_rows_leave_no_guests():
-    _, _, owners = sort_evenly(np.arange(48, dtype=np.int32).reshape(24, 2) % EXPERTS, EXPERTS, 8)
+    _, _, owners = sort_evenly(jnp.arange(48).reshape(24, 2) % EXPERTS, EXPERTS, 8)
     np.testing.assert_array_equal(owners, np.repeat(np.arange(EXPERTS), len(owners) // EXPERTS))
 
 
