@@ -1,6 +1,6 @@
 """Grouped products for training on a CPU: every group has equally many blocks of rows, and may send more to others.
 
-One batched product serves the blocks that lie with their own group, which takes half to three quarters of the time of a loop over them.
+One batched product serves the blocks at home, in half to three quarters of the time of a loop over the groups.
 Blocks beyond that are guests in free places of other groups; a loop then does them over, each with its own matrix. So
 the cost grows with how unevenly the rows are spread. A row's last bits depend on whether it is a guest.
 """
