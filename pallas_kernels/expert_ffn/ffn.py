@@ -25,8 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.expert_ffn.reference import expert_ffn_definition
 from pallas_kernels.expert_ffn.rows import combine, dispatch, sort_by_expert, sort_evenly
-from pallas_kernels.grouped_matmul import even
-from pallas_kernels.grouped_matmul.forms import LEAST_BLOCK, Form, choose_form, form
+from pallas_kernels.grouped_matmul.forms import LEAST_BLOCK, choose_form, even_form, form
 from pallas_kernels.grouped_matmul.quantized import Quantized
 
 FEW_TOKENS = 128  # up to which two large products with every expert beat the bookkeeping of choosing rows, on a CPU
@@ -78,9 +77,9 @@ def _ffn(tokens, weights, gate, up, down, chosen, block, backend):
 
 
 def _forward(tokens, weights, gate, up, down, chosen, block, backend):
-    way, experts = _training_form(backend, block, gate), gate.shape[0]
-    sort = partial(sort_evenly, block=max(block // 2, 8)) if backend == "xla" else partial(sort_by_expert, block=block)
-    slot_of_row, row_of_slot, group_sizes = sort(chosen, experts)
+    way = _training_form(backend, block, gate.shape[0])
+    sort = partial(sort_evenly, block=_half(block)) if way.name == "even" else partial(sort_by_expert, block=block)
+    slot_of_row, row_of_slot, group_sizes = sort(chosen, gate.shape[0])
     rows = dispatch(tokens, slot_of_row, row_of_slot.shape[1])
     options = {"outputs": 3} if backend in ("tpu", "gpu") else {}
     a, b, inner = way.products([rows], [gate, up], group_sizes, lambda a, b: [a, b, jax.nn.silu(a) * b], **options)
@@ -91,7 +90,7 @@ def _forward(tokens, weights, gate, up, down, chosen, block, backend):
 
 def _backward(block, backend, saved, gradient):
     tokens, weights, gate, up, down, slot_of_row, row_of_slot, group_sizes, a, b = saved
-    way, top_k = _training_form(backend, block, gate), row_of_slot.shape[1]
+    way, top_k = _training_form(backend, block, gate.shape[0]), row_of_slot.shape[1]
     matrices = [w.dequantized(tokens.dtype) if isinstance(w, Quantized) else w for w in (gate, up, down)]
 
     spread = dispatch(gradient, slot_of_row, top_k)
@@ -113,10 +112,13 @@ def _backward(block, backend, saved, gradient):
     return combine(d_rows, row_of_slot), d_weights, d_gate, d_up, d_down, None
 
 
-def _training_form(backend, block, gate):
-    if backend == "xla":
-        return Form("even", even.products, partial(even.transposed_product, groups=gate.shape[0]))
-    return form(backend, block, training=True)
+def _training_form(backend, block, experts):
+    return even_form(experts) if backend == "xla" else form(backend, block, training=True)
+
+
+def _half(block):
+    """Blocks of even groups: a group has room for one more than its share, which is multiplied whether used or not."""
+    return max(block // 2, 8)
 
 
 _ffn.defvjp(_forward, _backward)

@@ -37,7 +37,7 @@ def sort_by_expert(
 def sort_evenly(
     chosen: Int[Array, "tokens top_k"], experts: int, block: int
 ) -> tuple[Int[Array, " rows"], Int[Array, "tokens top_k"], Int[Array, " blocks"]]:
-    """Lays the slots out in rows of which every expert has equally many, and sends its blocks beyond that to free places.
+    """Lays the slots out in rows of which every expert has equally many; blocks beyond that go to others' free places.
 
     A slot whose choice is ``experts`` has none: no row holds it, and its own is one of padding.
 

@@ -1,13 +1,14 @@
-"""Grouped products in training on a CPU: every group has the same number of blocks of rows, and may send some to others.
+"""Grouped products for training on a CPU: every group has equally many blocks of rows, and may send more to others.
 
-One batched product serves the blocks that lie with their own group, which is twice as fast as a loop over the groups.
-The blocks that a group had no room for are guests in free places of other groups; a loop then does them over, each with
-its own matrix. What a product costs thus grows gently with how unevenly the rows are spread.
+One batched product serves the blocks at home, in half to three quarters of the time of a loop over the groups.
+Blocks beyond that are guests in free places of other groups; a loop then does them over, each with its own matrix. So
+the cost grows with how unevenly the rows are spread. A row's last bits depend on whether it is a guest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.grouped_matmul.quantized import Quantized
+
+RUN = 4  # guests of one group, side by side, that are done at a time
 
 
 def products(
@@ -27,7 +30,7 @@ def products(
     beside: Sequence[Float[Array, "rows width"]] = (),
     sums: int = 0,
 ) -> list[Float[Array, "rows width"]]:
-    """As ``xla.products``, for rows in blocks of which ``owners`` tells the groups; places that are free are multiplied too."""
+    """As ``xla.products``, for blocks of rows whose groups ``owners`` tells. Free places count as the group's there."""
     dtype = lhs[0].dtype
     matrices = [x.dequantized(dtype) if isinstance(x, Quantized) else x for x in rhs]
     groups, block = len(matrices[0]), len(lhs[0]) // len(owners)
@@ -37,9 +40,9 @@ def products(
         each = [jax.lax.dot_general(rows[min(i, len(rows) - 1)], m, dims) for i, m in enumerate(own)]
         return [_flat(x) for x in each] if finish else [_flat(sum(each))]
 
-    def visit(place, out):
+    def visit(place, count, out):
         own = [jax.lax.dynamic_slice_in_dim(m, owners[place], 1) for m in matrices]
-        found = product([_block(x, place, block)[None] for x in lhs], own)
+        found = product([_rows(x, place, block, count) for x in lhs], own)
         return [jax.lax.dynamic_update_slice_in_dim(o, x, place * block, 0) for o, x in zip(out, found, strict=True)]
 
     each = _over_guests(visit, owners, groups, product([_apart(x, groups) for x in lhs], matrices))
@@ -49,16 +52,21 @@ def products(
 
 
 def transposed_product(
-    lhs: Float[Array, "rows inner"], rhs: Float[Array, "rows outer"], owners: Int[Array, " blocks"], *, groups: int, dtype: Any
+    lhs: Float[Array, "rows inner"],
+    rhs: Float[Array, "rows outer"],
+    owners: Int[Array, " blocks"],
+    *,
+    groups: int,
+    dtype: Any,
 ) -> Float[Array, "groups inner outer"]:
-    """lhsᵀ rhs over the rows of each group: the gradient of the matrices. One side is zero in rows of no group."""
+    """lhsᵀ rhs over the rows of each group: the gradient of the matrices. One side must be zero in padding rows."""
     block = len(lhs) // len(owners)
 
     def product(lhs, rhs):
         return jax.lax.dot_general(lhs, rhs, (((1,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32)
 
-    def visit(place, total):
-        found = product(_block(lhs, place, block)[None], _block(rhs, place, block)[None])
+    def visit(place, count, total):
+        found = product(_rows(lhs, place, block, count), _rows(rhs, place, block, count))
         own = jax.lax.dynamic_slice_in_dim(total, owners[place], 1)
         return jax.lax.dynamic_update_slice_in_dim(total, own + found, owners[place], 0)
 
@@ -72,14 +80,22 @@ def _guests(owners, groups):
 
 
 def _over_guests(visit, owners, groups, carry):
-    """``visit(place, carry)`` for every block that lies with another group."""
+    """``visit(place, count, carry)`` for all blocks that lie with other groups, ``RUN`` at a time where they adjoin."""
     guests = _guests(owners, groups)
     (places,) = jnp.nonzero(guests, size=len(owners))
-    return jax.lax.fori_loop(0, guests.sum(), lambda i, carry: visit(places[i], carry), carry)
+
+    def step(state):
+        i, carry = state
+        last = places.at[i + RUN - 1].get(mode="fill", fill_value=-1)
+        run = (last == places[i] + RUN - 1) & (owners[last] == owners[places[i]])
+        carry = jax.lax.cond(run, partial(visit, places[i], RUN), partial(visit, places[i], 1), carry)
+        return i + jnp.where(run, RUN, 1), carry
+
+    return jax.lax.while_loop(lambda state: state[0] < guests.sum(), step, (jnp.int32(0), carry))[1]
 
 
-def _block(x, place, block):
-    return jax.lax.dynamic_slice_in_dim(x, place * block, block)
+def _rows(x, place, block, count):
+    return jax.lax.dynamic_slice_in_dim(x, place * block, count * block)[None]
 
 
 def _apart(x, groups):

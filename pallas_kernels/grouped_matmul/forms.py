@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from pallas_kernels.backends import choose
-from pallas_kernels.grouped_matmul import gpu, tpu, xla
+from pallas_kernels.grouped_matmul import even, gpu, tpu, xla
 
 
 class Form(NamedTuple):
@@ -32,6 +32,11 @@ def form(name: str, block: int, *, training: bool = False) -> Form:
         native: Any = {"tpu": tpu, "gpu": gpu}[name]
         return Form(name, native.products, native.transposed_product)
     return Form(name, partial(xla.products, block=block, large=training), partial(xla.transposed_product, block=block))
+
+
+def even_form(groups: int) -> Form:
+    """For training on a CPU, with the owners of blocks instead of group sizes."""
+    return Form("even", even.products, partial(even.transposed_product, groups=groups))
 
 
 def choose_form(
