@@ -124,7 +124,7 @@ def full() -> ConfigDict:
     c.rollout.sharded = True
     c.rollout.slots = 1024
     c.rollout.max_prompt = 2048
-    c.rollout.max_response = 81920
+    c.rollout.max_response = 129024  # a row; no phase samples more than 81,920
     c.rollout.decode_chunk = 64
     c.rollout.prefill_batch = 512
 
