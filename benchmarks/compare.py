@@ -3,7 +3,7 @@
 Runs `launch/compare.py` at the tiny scale, exactly as a person starts it. Runs that are there already are not repeated:
 the same command goes on with them.
 
-    python benchmarks/compare.py [--configs=minimax_m2,kimi_k2] [--tokens=700000] [--seeds=0,1] [--workdir=runs/compare]
+    python benchmarks/compare.py [--configs=minimax_m2,kimi_k2] [--tokens=200000] [--seeds=0,1] [--workdir=runs/compare]
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ def main() -> None:
     parser.add_argument(
         "--configs", default=",".join(RECIPES), help="names in configs/; the first one's SFT is the base"
     )
-    parser.add_argument("--tokens", type=int, default=700_000, help="of a run, sampled and trained on")
+    parser.add_argument("--tokens", type=int, default=200_000, help="of a run, sampled and trained on")
+    parser.add_argument("--every", type=int, default=5, help="steps between measures of what is held out")
     parser.add_argument("--seeds", default="0", help="seeds of the runs")
     parser.add_argument("--workdir", type=Path, default=measure.ROOT / "runs" / "compare", help="where the runs go")
     options = parser.parse_args()
-    found = compare(options.configs.split(","), options.tokens, options.seeds, options.workdir)
+    budget = [f"--tokens={options.tokens}", f"--every={options.every}", f"--seeds={options.seeds}"]
+    found = compare(options.configs.split(","), options.workdir, *budget)
     measure.show(
         f"{options.tokens:,} tokens on one base: held-out greedy pass@1 in percent, tokens to the weakest run's end",
         ("recipe", "held out", "k tokens", "length", "entropy", "steps", "minutes"),
@@ -47,11 +49,11 @@ def main() -> None:
     measure.write(options.output, found)
 
 
-def compare(configs: list[str], tokens: int, seeds: str, workdir: Path) -> dict[str, Any]:
+def compare(configs: list[str], workdir: Path, *flags: str) -> dict[str, Any]:
     """The comparison, its progress shown; of each recipe its numbers, two curves, and the seconds of its own runs."""
     script = [sys.executable, str(measure.ROOT / "launch" / "compare.py"), "--scale=tiny", "--json"]
     files = ",".join(str(measure.ROOT / "configs" / f"{name}.py") for name in configs)
-    command = [*script, f"--configs={files}", f"--tokens={tokens}", f"--seeds={seeds}", f"--workdir={workdir}"]
+    command = [*script, f"--configs={files}", f"--workdir={workdir}", *flags]
     ended = subprocess.run(command, env=measure.environment(), check=True, stdout=subprocess.PIPE, text=True)
     found = json.loads(ended.stdout)
     for name, recipe in found["recipes"].items():

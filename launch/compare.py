@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     comparison, makes_base = _comparison(values)
     todo = {comparison.weights: plan.base_run(comparison.base)} if makes_base else {}
     todo |= comparison.runs()
-    different = [f"{d} ({folder})" for folder, run in todo.items() for d in run_directory.conflict(folder, run)]
+    different = [problem for folder, run in todo.items() for problem in _conflict(folder, run)]
     if different:
         raise UserError("\n".join(different))
     with contextlib.redirect_stdout(sys.stderr) if values.json else contextlib.nullcontext():
@@ -58,6 +58,14 @@ def main(arguments: Sequence[str]) -> int:
     if failed:
         raise UserError("\n".join(failed))
     return 0
+
+
+def _conflict(folder: Path, run: Recipe) -> list[str]:
+    """One line for a run of another configuration, with what was changed but for what follows from it."""
+    found = run_directory.conflict(folder, run)
+    changed = [line for line in found[:-1] if not line.startswith(("config.phases.", "config.rl.steps "))]
+    what = "; ".join(changed or found[:1])
+    return [f"--workdir: {folder} holds another run: {what}; choose another --workdir, or undo that"] if found else []
 
 
 def _run(comparison: plan.Comparison, todo: dict[Path, Recipe]) -> tuple[int, list[str]]:
