@@ -14,8 +14,8 @@ from posttrain_jax.data.curriculum import Curriculum
 from posttrain_jax.data.tasks import Problem
 from posttrain_jax.models.decoder import abstract, materialise
 from posttrain_jax.parallel.mesh import make_mesh
-from posttrain_jax.rewards.judges.refresh import lessons
 from posttrain_jax.rewards.judges import rubrics
+from posttrain_jax.rewards.judges.refresh import lessons
 from posttrain_jax.rewards.judges.rubrics import compare_messages, verdict_line
 from posttrain_jax.rewards.verdict import judged as verdict_of
 from posttrain_jax.rollout.request import Completion
@@ -44,8 +44,9 @@ def asked(name, canary=False):
 
 
 def group_of(problem, *answers):
+    completion = Completion(np.array([1, 2], np.int32), np.zeros(2, np.float32), "stop")
     verdicts = [verdict_of(answer == RIGHT, "another", answer) for answer in answers]
-    return [Trajectory(problem, [1], None, {}, verdict, verdict.reward) for verdict in verdicts]
+    return [Trajectory(problem, [1], completion, {}, verdict, verdict.reward) for verdict in verdicts]
 
 
 class Always:
@@ -153,7 +154,9 @@ class Setting:
         self.graph, shapes = abstract(make_model(self.recipe), self.mesh)
         self.weights = materialise(make_model(self.recipe), shapes)
         self.engine = make_engine(self.recipe, self.chat, mesh=self.mesh)
-        self.optimizing = make_optimizing(self.settings.optimizer, 99, self.recipe.model, algorithm=self.recipe.optimizer)
+        self.optimizing = make_optimizing(
+            self.settings.optimizer, 99, self.recipe.model, algorithm=self.recipe.optimizer
+        )
         self.refresh = Refresh(self.settings, self.engine, self.chat, (), KEY)
 
     def taught(self, steps, share=0.75):
@@ -185,11 +188,14 @@ class Setting:
         row |= {"positions": np.arange(len(tokens) - 1), "segment_ids": np.ones(len(tokens) - 1, np.int32)}
         return {name: np.pad(array, (0, room)) for name, array in row.items()}
 
-    def learn(self, weights, refresh, start=0, steps=12, state=None):
-        state = state or fresh_state(weights, self.optimizing.optimizer, self.mesh)
+    def learn(self, weights, refresh, start=0, steps=12, state=None, collector=None):
+        if state is None:  # an update gives its state's memory away
+            copied = jax.tree.map(lambda x: x + 0, weights)
+            state = fresh_state(copied, self.optimizing.optimizer, self.mesh)
         prepare = rl.Preparation(self.settings, LENGTH, 16, self.mesh)
         own = dataclasses.replace(self.settings, steps=steps)
-        collector, curriculum = Asking(own, self.engine, self.chat), Curriculum(("gcd",), 0, 0.8, seed=0)
+        collector = collector or Asking(own, self.engine, self.chat)
+        curriculum = Curriculum(("gcd",), 0, 0.8, seed=0)
         told = dict(draws=0, used=0, samples_per_step=1, refresh=refresh, start=start)
         parts = self.optimizing, self.graph, state, collector, curriculum, self.chat, prepare, None
         return list(rl.train(own, *parts, **told))
@@ -207,19 +213,51 @@ def setting():
         yield Setting()
 
 
+class Known:
+    """A collector that has one right and one wrong answer to each of two questions, and nothing to train on."""
+
+    def collect(self, state, number, draws):
+        everything = [t for name in ("one", "two") for t in group_of(asked(name), RIGHT, WRONG)]
+        return Experience([], everything, draws, 1)
+
+    def state(self):
+        return {}
+
+
+def test_a_step_trains_on_its_lessons_and_a_resumed_one_too(setting):
+    said = [f"so\n</think>\n\nVerdict: {verdict}" for verdict in "ABABABAB"]
+    refresh = dataclasses.replace(setting.refresh, engine=Always(setting.chat, *said, max_prompt=LENGTH))
+    whole = setting.learn(setting.weights, refresh, steps=2, collector=Known())
+    (first,) = setting.learn(setting.weights, refresh, steps=1, collector=Known())
+    (second,) = setting.learn(None, refresh, start=1, steps=2, state=first.state, collector=Known())
+    told = [{name: float(value) for name, value in step.metrics.items()} for step in (*whole, second)]
+    assert all(numbers["grad_norm"] > 0 for numbers in told)
+    assert told[0]["critic_agreement"] == told[0]["critic_agreement_after"] == 0.5, "the engine always says the same"
+    assert told[0]["trained_tokens"] == sum(4 * len(refresh.engine.completion(text).tokens) for text in said)
+    assert told[1] == told[2]
+    one, other = (jax.tree.leaves(step.state) for step in (whole[-1], second))
+    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 @pytest.fixture(scope="module")
-def weights(setting):
-    return setting.taught(steps=300)
-
-
-def copied(weights):
-    return jax.tree.map(lambda x: x + 0, weights)
+def taught(setting):
+    return setting.taught(steps=STEPS)
 
 
 @pytest.mark.slow
 def test_agreement_rises_with_the_critic_trained_and_not_without(setting, weights):
     before = setting.agreement(weights)
     trained, alone = (setting.learn(copied(weights), refresh) for refresh in (setting.refresh, None))
-    print(before, [(float(s.metrics["pass_rate"]), s.metrics.get("critic_agreement"), s.metrics.get("critic_agreement_after")) for s in trained])
-    print([float(s.metrics["pass_rate"]) for s in alone], setting.agreement(trained[-1].state.weights), setting.agreement(alone[-1].state.weights))
+    print(
+        before,
+        [
+            (float(s.metrics["pass_rate"]), s.metrics.get("critic_agreement"), s.metrics.get("critic_agreement_after"))
+            for s in trained
+        ],
+    )
+    print(
+        [float(s.metrics["pass_rate"]) for s in alone],
+        setting.agreement(trained[-1].state.weights),
+        setting.agreement(alone[-1].state.weights),
+    )
     assert 0
