@@ -73,6 +73,15 @@ def test_a_key_left_out_keeps_its_default():
             ["config.rl.judge.opponents=8", "group_size - 1 = 7"],
         ),
         (
+            {"rl__judge__name": "genrm", "rl__judge__max_prompt": 99, "rl__judge__refresh": 2},
+            ["config.rl.judge.refresh=2", "rl.judge.name='self_critique'", "nearest is 0"],
+        ),
+        (
+            {"rl__judge__name": "self_critique", "rl__judge__max_prompt": 150, "rl__judge__refresh": 2}
+            | {"rl__judge__max_response": 99, "rl__length": 200},
+            ["config.rl.length=200", "max_prompt + max_response = 249"],
+        ),
+        (
             {"rl__objective__name": "crispo"},
             ["objective.name='crispo'", "one of cispo, grpo, dapo", "nearest is cispo"],
         ),

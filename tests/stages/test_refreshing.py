@@ -1,12 +1,12 @@
 """The critic's lessons within a step of reinforcement learning."""
 
 import dataclasses
-import random
 import types
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from posttrain_jax import chat as chats
 from posttrain_jax.chat import tokenizer as tokenizers
@@ -14,7 +14,6 @@ from posttrain_jax.data.curriculum import Curriculum
 from posttrain_jax.data.tasks import Problem
 from posttrain_jax.models.decoder import abstract, materialise
 from posttrain_jax.parallel.mesh import make_mesh
-from posttrain_jax.rewards.judges.refresh import lessons
 from posttrain_jax.rewards.judges import rubrics
 from posttrain_jax.rewards.judges.rubrics import compare_messages, verdict_line
 from posttrain_jax.rewards.verdict import judged as verdict_of
@@ -22,16 +21,14 @@ from posttrain_jax.rollout.request import Completion
 from posttrain_jax.run import validate
 from posttrain_jax.run.recipe import RL, Judge
 from posttrain_jax.stages import rl
-from posttrain_jax.stages.answering import answered, prompt_tokens
 from posttrain_jax.stages.experience import Experience, Trajectory
 from posttrain_jax.stages.optimizing import make_optimizing
 from posttrain_jax.stages.refreshing import Refresh, agreed
-from posttrain_jax.stages.setup import make_chat, make_engine, make_model
-from posttrain_jax.stages.sft import make_loss
-from posttrain_jax.stages.step import fresh_state, make_update
+from posttrain_jax.stages.setup import make_chat, make_model
+from posttrain_jax.stages.step import fresh_state
 
 KEY = jax.random.key(5)
-RIGHT, WRONG = "7777", "2222"
+RIGHT, WRONG, STEPS = "77777777", "2", 30
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +41,9 @@ def asked(name, canary=False):
 
 
 def group_of(problem, *answers):
+    completion = Completion(np.array([1, 2], np.int32), np.zeros(2, np.float32), "stop")
     verdicts = [verdict_of(answer == RIGHT, "another", answer) for answer in answers]
-    return [Trajectory(problem, [1], None, {}, verdict, verdict.reward) for verdict in verdicts]
+    return [Trajectory(problem, [1], completion, {}, verdict, verdict.reward) for verdict in verdicts]
 
 
 class Always:
@@ -101,125 +99,112 @@ def test_a_verdict_is_rewarded_where_it_is_the_verifiers(chat):
     assert all(t.problem.answer == verdict_line(v) for group, v in zip(found, (1, -1), strict=True) for t in group)
 
 
-LENGTH = 128
-LR = 3e-3
+LENGTH = 112
 TINY = {
-    "model": dict(layers=2, hidden=32, heads=4, kv_heads=2, head_dim=16, rotary_dim=8, experts=2, experts_per_token=1)
+    "model": dict(layers=1, hidden=32, heads=2, kv_heads=1, head_dim=16, rotary_dim=8, experts=2, experts_per_token=1)
     | {"expert_ffn": 32, "max_length": LENGTH, "vocab": 640},
-    "tasks": {"names": ("gcd",), "max_level": 0},
     "sft": {"length": LENGTH},
-    "rollout": {"slots": 32, "max_prompt": LENGTH - 16, "max_response": 16, "decode_chunk": 8, "prefill_batch": 8},
-    "rl": dict(steps=12, prompts=2, group_size=8, minibatches=1, length=LENGTH, microbatch_rows=8, format_reward=0.0)
-    | {"optimizer": dict(learning_rate=LR, warmup_steps=0, weight_decay=0.0, schedule="constant")}
-    | {"judge": dict(name="self_critique", refresh=4, max_prompt=LENGTH - 16, max_response=16)},
+    "tasks": {"names": ("gcd",), "max_level": 0},
+    "rollout": {"max_prompt": LENGTH - 16, "max_response": 16},
+    "rl": dict(prompts=2, group_size=8, minibatches=1, length=LENGTH, microbatch_rows=8, overlong_buffer=0)
+    | {"optimizer": dict(learning_rate=1e-2, warmup_steps=0, weight_decay=0.0, schedule="constant")}
+    | {"judge": dict(name="self_critique", refresh=2, max_prompt=LENGTH - 16, max_response=16)},
 }
 
 
-class Asking:
-    """A collector that asks what the policy knows half of the time."""
+class Choosing:
+    """An engine whose policy says one of two things, as its weights weigh them: they need not learn to write first."""
 
-    def __init__(self, settings, engine, chat):
-        self.settings, self.engine, self.chat = settings, engine, chat
-        self.problems = [asked(name) for name in ("one", "two", "three", "four")]
+    SAID = tuple(f"</think>\n\n{verdict_line(verdict)}" for verdict in (1, -1))
+
+    def __init__(self, chat, graph):
+        self.chat, self.limits = chat, types.SimpleNamespace(max_prompt=LENGTH - 16)
+        self.said = [[*chat.tokenizer.encode_with_specials(text), chat.stop_tokens[0]] for text in self.SAID]
+        self.logprobs = jax.jit(lambda weights, tokens: jax.nn.log_softmax(nnx.merge(graph, weights)(tokens)))
+
+    def load(self, weights):
+        return weights
+
+    def generate(self, weights, prompts, key, *, samples, temperature):
+        return [self.drawn(weights, p, jax.random.fold_in(key, i), samples) for i, p in enumerate(prompts)]
+
+    def drawn(self, weights, prompt, key, samples):
+        rows = np.array([np.pad([*prompt, *said], (0, LENGTH - len(prompt) - len(said))) for said in self.said])
+        every = np.asarray(self.logprobs(weights, rows))
+        found = [
+            every[row, np.arange(len(prompt) - 1, len(prompt) + len(said) - 1), said]
+            for row, said in enumerate(self.said)
+        ]
+        drawn = jax.random.categorical(key, np.array([each.sum() for each in found]), shape=(samples,))
+        return [Completion(np.array(self.said[i], np.int32), found[i], "stop") for i in np.asarray(drawn)]
+
+
+class Known:
+    """A collector that has a right and a wrong answer to each of two questions, and one of them to train on."""
 
     def collect(self, state, number, draws):
-        prompts = [prompt_tokens(self.chat, "Say.", problem.question) for problem in self.problems]
-        key, weights = jax.random.fold_in(KEY, number), self.engine.load(state.weights)
-        answers = self.engine.generate(weights, prompts, key, samples=self.settings.group_size, temperature=1.0)
-        groups = [
-            [self.judged(problem, prompt, completion) for completion in completions]
-            for problem, prompt, completions in zip(self.problems, prompts, answers, strict=True)
-        ]
-        mixed = [group for group in groups if len({t.reward for t in group}) > 1]
-        return Experience(mixed[: self.settings.prompts], [t for group in groups for t in group], draws, 1)
-
-    def judged(self, problem, prompt, completion):
-        message = answered(self.chat, completion)
-        verdict = verdict_of(message["content"] == RIGHT, "another", message["content"])
-        return Trajectory(problem, prompt, completion, message, verdict, verdict.reward)
+        groups = [group_of(asked(name), RIGHT, WRONG) for name in ("one", "two")]
+        return Experience(groups[:1], [t for group in groups for t in group], draws, 1)
 
     def state(self):
         return {}
 
 
-@dataclasses.dataclass
 class Setting:
-    """A small policy that answers at random, and judges a little better than that."""
+    """A policy with random weights, and what trains it."""
 
-    def __post_init__(self):
+    def __init__(self):
         self.recipe = validate.recipe_from(TINY)
-        self.settings = self.recipe.rl
         self.chat, self.mesh = make_chat(self.recipe), make_mesh(devices=jax.local_devices()[:1])
         self.graph, shapes = abstract(make_model(self.recipe), self.mesh)
         self.weights = materialise(make_model(self.recipe), shapes)
-        self.engine = make_engine(self.recipe, self.chat, mesh=self.mesh)
-        self.optimizing = make_optimizing(self.settings.optimizer, 99, self.recipe.model, algorithm=self.recipe.optimizer)
-        self.refresh = Refresh(self.settings, self.engine, self.chat, (), KEY)
+        pace = self.recipe.rl.optimizer
+        self.optimizing = make_optimizing(pace, 99, self.recipe.model, algorithm=self.recipe.optimizer)
+        self.refresh = Refresh(self.recipe.rl, Choosing(self.chat, self.graph), self.chat, (), KEY)
 
-    def taught(self, steps, share=0.75):
-        """Demonstrations: half of the answers are right, and ``share`` of the verdicts."""
-        draw = random.Random(0)
-        optimizing = self.optimizing
-        state = fresh_state(self.weights, optimizing.optimizer, self.mesh)
-        update = make_update(optimizing.optimizer, make_loss(self.graph), state)
-        for _ in range(steps):
-            batch = [self._row(self._demonstration(draw, share)) for _ in range(16)]
-            state, numbers = update(state, {name: np.stack([row[name] for row in batch])[None] for name in batch[0]}, 1)
-        return state.weights
+    def fresh(self):
+        copied = jax.tree.map(lambda x: x + 0, self.weights)  # an update gives its state's memory away
+        return fresh_state(copied, self.optimizing.optimizer, self.mesh)
 
-    def _demonstration(self, draw, share):
-        question, wrong = f"What is {draw.choice(('one', 'two', 'three', 'four'))}?", WRONG
-        if draw.random() < 0.3:
-            messages = [{"role": "system", "content": "Say."}, {"role": "user", "content": question}]
-            content = draw.choice((RIGHT, wrong))
-        else:
-            lesson = draw.choice(lessons(question, [RIGHT, wrong], [True, False], (), most=1, seed=0))
-            messages = lesson.messages
-            content = verdict_line(lesson.verdict if draw.random() < share else -lesson.verdict)
-        return [*messages, {"role": "assistant", "reasoning_content": "so", "content": content}]
-
-    def _row(self, messages):
-        tokens, mask = map(np.array, self.chat.encode(messages))
-        room = LENGTH - len(tokens) + 1
-        row = {"tokens": tokens[:-1], "targets": tokens[1:], "mask": mask[1:].astype(np.float32)}
-        row |= {"positions": np.arange(len(tokens) - 1), "segment_ids": np.ones(len(tokens) - 1, np.int32)}
-        return {name: np.pad(array, (0, room)) for name, array in row.items()}
-
-    def learn(self, weights, refresh, start=0, steps=12, state=None):
-        state = state or fresh_state(weights, self.optimizing.optimizer, self.mesh)
-        prepare = rl.Preparation(self.settings, LENGTH, 16, self.mesh)
-        own = dataclasses.replace(self.settings, steps=steps)
-        collector, curriculum = Asking(own, self.engine, self.chat), Curriculum(("gcd",), 0, 0.8, seed=0)
-        told = dict(draws=0, used=0, samples_per_step=1, refresh=refresh, start=start)
-        parts = self.optimizing, self.graph, state, collector, curriculum, self.chat, prepare, None
-        return list(rl.train(own, *parts, **told))
-
-    def agreement(self, weights):
-        everything = [t for name in ("one", "two", "three", "four") for t in group_of(asked(name), RIGHT, WRONG)]
-        return agreed(self.refresh.judged(weights, self.refresh.lessons(everything, 0), 0))
+    def learn(self, refresh, steps, state=None, start=0, used=0):
+        settings = dataclasses.replace(self.recipe.rl, steps=steps)
+        prepare = rl.Preparation(settings, LENGTH, 16, self.mesh)
+        curriculum = Curriculum(("gcd",), 0, 0.8, seed=0)
+        parts = self.optimizing, self.graph, state or self.fresh(), Known(), curriculum, self.chat, prepare, None
+        return list(rl.train(settings, *parts, start=start, draws=0, used=used, samples_per_step=1, refresh=refresh))
 
 
 @pytest.fixture(scope="module")
 def setting():
-    """The critic's question is a word, which a model this small learns to read in seconds."""
+    """The critic's question is a word, so that a model of one layer reads it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rubrics, "COMPARE", "Compare.{rubrics}")
         yield Setting()
 
 
-@pytest.fixture(scope="module")
-def weights(setting):
-    return setting.taught(steps=300)
-
-
-def copied(weights):
-    return jax.tree.map(lambda x: x + 0, weights)
+def test_a_step_trains_on_its_lessons_and_a_resumed_one_too(setting):
+    whole = setting.learn(setting.refresh, steps=2)
+    (first,) = setting.learn(setting.refresh, steps=1)
+    (second,) = setting.learn(setting.refresh, steps=2, state=first.state, start=1, used=first.cursor["tokens"])
+    told = [{name: float(value) for name, value in step.metrics.items()} for step in (whole[1], second)]
+    assert told[0] == told[1] and told[0]["grad_norm"] > 0
+    one, other = (jax.tree.leaves(step.state) for step in (whole[1], second))
+    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    answers, verdicts = 2 * 2, 4 * 8 * len(setting.refresh.engine.said[0])
+    assert whole[0].metrics["sampled_tokens"] == 2 * answers + verdicts
+    assert whole[0].metrics["trained_tokens"] <= answers + verdicts
+    assert any(sample["task"] == "critic" for sample in whole[0].samples)
 
 
 @pytest.mark.slow
-def test_agreement_rises_with_the_critic_trained_and_not_without(setting, weights):
-    before = setting.agreement(weights)
-    trained, alone = (setting.learn(copied(weights), refresh) for refresh in (setting.refresh, None))
-    print(before, [(float(s.metrics["pass_rate"]), s.metrics.get("critic_agreement"), s.metrics.get("critic_agreement_after")) for s in trained])
-    print([float(s.metrics["pass_rate"]) for s in alone], setting.agreement(trained[-1].state.weights), setting.agreement(alone[-1].state.weights))
-    assert 0
+def test_agreement_rises_with_the_critic_trained_and_not_without(setting):
+    def agreement(weights):
+        everything = [t for name in ("one", "two") for t in group_of(asked(name), RIGHT, WRONG)]
+        return agreed(setting.refresh.judged(weights, setting.refresh.lessons(everything, 0), 0))
+
+    trained, alone = (setting.learn(refresh, steps=STEPS) for refresh in (setting.refresh, None))
+    print([(s.metrics["critic_agreement"], s.metrics["critic_agreement_after"]) for s in trained])
+    print(agreement(setting.weights), agreement(alone[-1].state.weights), agreement(trained[-1].state.weights))
+    assert 0.25 < agreement(setting.weights) < 0.75 and 0.25 < agreement(alone[-1].state.weights) < 0.75
+    assert agreement(trained[-1].state.weights) > 0.9
+    assert "critic_agreement" not in alone[-1].metrics
