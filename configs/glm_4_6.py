@@ -81,7 +81,7 @@ def _glm(scale: str, model, worlds: tuple[str, ...]) -> ConfigDict:
 
 
 def tiny() -> ConfigDict:
-    """Ten minutes on a laptop. Six demonstrations in ten guess: docs/tiny.md says what that shows."""
+    """Minutes on a laptop. Six demonstrations in ten guess: docs/tiny.md says what that shows."""
     c = _glm("tiny", glm_4_6.TINY, ("register",))
     c.model.max_length = 704  # a tool's declaration alone takes some 500 tokens of the tiny tokenizer
     c.tasks.max_level = 1

@@ -58,7 +58,8 @@ def test_published_choices(scale):
     assert (glm.rl.objective.name, glm.rl.objective.aggregation) == ("grpo", "token_mean")
     assert glm.rl.objective.kl_weight == 0
     experts = {phase.name: phase for phase in phases.of(glm)}
-    assert [experts[name].start for name in ("reasoning", "agent", "general", "distill")] == ["sft"] * 4
+    assert [experts[name].start for name in ("reasoning", "calls", "general", "distill")] == ["sft"] * 4
+    assert experts["agent"].start == "calls" and experts["calls"].kind == "sft"
     assert experts["distill"].teachers == ("reasoning", "agent", "general")
     assert experts["hard"].settings.group_size == 16 and glm.sft.direct_share == 0.5
     assert m1.rl.objective.name == "cispo" and m1.rl.objective.kl_weight == 0
@@ -83,7 +84,7 @@ def test_variants(scale):
         assert kimi.variant == variant and kimi.model.norm_eps == arch.norm_eps
         assert kimi.precision.qat == qat and kimi.rollout.int4 == (qat == "int4")
     dpo = validate.recipe_from(get_config("glm_4_6", f"{scale}-dpo"))
-    assert dpo.kinds == ("sft", "rl", "rl", "dpo", "distill", "rl", "rl")
+    assert dpo.kinds == ("sft", "rl", "sft", "rl", "dpo", "distill", "rl", "rl")
 
 
 @pytest.mark.parametrize("family", ["kimi_k2", "glm_4_6"])
