@@ -115,13 +115,15 @@ def _device(chip: str) -> Any:
 
 
 def devices(name: str) -> list[Any]:
-    """The devices of a slice such as "v5p:4x4x8", to compile for.
+    """The devices of a slice such as "v5p:4x4x8", or of two such ("v5p:4x4x8@2"), to compile for.
 
     Raises:
       RuntimeError: no libtpu, or there is no such slice.
     """
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nobody fights for chips: let others compile meanwhile
+    name, _, slices = name.partition("@")
     one = set(name.partition(":")[2].split("x")) == {"1"}
-    host = {"chips_per_host_bounds": [1, 1, 1]} if one else {}
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **host).devices)
+    asked: dict[str, Any] = {"chips_per_host_bounds": [1, 1, 1]} if one else {}
+    asked |= {"num_slices": int(slices)} if slices else {}
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **asked).devices)

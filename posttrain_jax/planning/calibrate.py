@@ -69,7 +69,7 @@ def measure(dtype: str) -> Chip:
     peak = 2 * size**3 / _fastest(jax.jit(lambda x: x @ x), x)
     y = jnp.ones(1 << 26, jnp.float32)
     bandwidth = 2 * y.nbytes / _fastest(jax.jit(lambda y: y + 1), y)
-    return Chip(peak, 0, bandwidth, bandwidth, 1e9, axes=1, wraps=2)
+    return Chip(peak, 0, bandwidth, bandwidth, bandwidth, 1e9, axes=1, wraps=2)
 
 
 def _fastest(f: Callable[..., Any], x: jax.Array) -> float:

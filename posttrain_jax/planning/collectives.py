@@ -8,7 +8,8 @@ links with s - 1 other groups):
     all-to-all                   B_device k / (8 w) on a ring of k, k / (4 w) on a line: what crosses the middle
     collective-permute           B_device · hops / w      with w one link
 
-and a microsecond for each link that the longest way has.
+and a microsecond for each link that the longest way has. Between s slices an all-reduce of a device's B bytes sends
+2 B (s - 1) / s over the data centre's network, whatever else B (s - 1) or B (s - 1) / s: what it gathers, or scatters.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from posttrain_jax.planning.chips import Slice
 from posttrain_jax.planning.hlo import Instruction
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
+BETWEEN = " between slices"  # after the kind
 HOP = 1e-6  # seconds
 Groups = np.ndarray  # [groups, devices of each]; of a permute [pairs, 2]
 
@@ -47,7 +49,7 @@ class Collective:
     """One collective operation.
 
     Attributes:
-      kind: one of `KINDS`.
+      kind: one of `KINDS`, with `BETWEEN` where it goes from slice to slice.
       axes: the mesh axes it runs along, such as ("fsdp",).
       bytes: what a device sends over its links.
       seconds: what that takes with nothing else on the links.
@@ -93,6 +95,24 @@ def collective(instruction: Instruction, layout: Layout, scattered: bool = False
     sent = size * share * (2 if kind == "all-reduce" else 1)
     bandwidth = sum(link * (2 if ring else 1) / stride for _, stride, ring in used) or 4 * link
     return Collective(kind, axes, sent, latency + sent / bandwidth)
+
+
+def rendezvous(instruction: Instruction) -> str | None:
+    """What the two ends of an exchange between slices share; None for other instructions."""
+    if instruction.opcode not in ("send", "recv") or "xla_megascale_runtime" not in instruction.attributes:
+        return None
+    found = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.attributes)
+    return found[1] if found else ""
+
+
+def between_slices(send: Instruction, layout: Layout) -> Collective:
+    """What the sending end of an exchange between slices costs; only the mesh axis ``data`` goes over slices."""
+    found = re.search(r'_xla_megascale_transfer_type="([^"]*)"', send.attributes)
+    kind = found[1].lower().replace("_", "-") if found else "exchange"
+    count = layout.part.count
+    share = {"all-reduce": 2 / count, "reduce-scatter": 1 / count, "all-to-all": 1 / count}.get(kind, 1.0)
+    sent = send.arrays[0].bytes * (count - 1) * share
+    return Collective(kind + BETWEEN, ("data",), sent, sent * layout.part.chip.devices / layout.part.chip.dcn)
 
 
 def payload(instruction: Instruction, kind: str) -> float:

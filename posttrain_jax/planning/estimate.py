@@ -11,6 +11,7 @@ from collections import defaultdict
 from typing import Any
 
 from posttrain_jax.planning.chips import GIB, Slice
+from posttrain_jax.planning.collectives import BETWEEN
 from posttrain_jax.planning.work import RL, SFT, work
 from posttrain_jax.run.recipe import Recipe
 
@@ -43,7 +44,8 @@ def estimate(recipe: Recipe, part: Slice, name: str, told: dict[str, Any]) -> di
     rooflines = {
         "compute": totals["flops"] / chip.peak,
         "hbm": totals["hbm"] / chip.hbm_bandwidth,
-        "ici": sum(c["seconds"] for c in told["collectives"]),
+        "ici": sum(c["seconds"] for c in told["collectives"] if not c["kind"].endswith(BETWEEN)),
+        "dcn": sum(c["seconds"] for c in told["collectives"] if c["kind"].endswith(BETWEEN)),
     }
     hours = seconds * own.calls * part.chips / 3600
     return row | {

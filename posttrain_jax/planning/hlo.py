@@ -125,7 +125,7 @@ def read(text: str) -> Module:
             if line.endswith("{") and (found := re.match(r"(ENTRY )?%?([\w.\-]+) \(", line)):
                 body, name = [], found[2]
                 entry = name if found[1] else entry
-        elif line == "}":
+        elif _ends(line):
             computations[name], body = Computation(name, tuple(body)), None
         elif (instruction := _instruction(line)) is not None:
             body.append(instruction)
@@ -138,13 +138,18 @@ def _lines(text: str) -> Iterator[str]:
     """Lines of the text; of an instruction's, whose configuration may go over several, one."""
     whole = ""
     for line in text.splitlines():
-        if whole.startswith("  ") and line != "}" and not line.startswith("  "):
+        if whole.startswith("  ") and not _ends(line) and not line.startswith("  "):
             whole += line
             continue
         if whole:
             yield whole
         whole = line
     yield whole
+
+
+def _ends(line: str) -> bool:
+    """Whether a computation does; one for another core of the chip says so behind its brace."""
+    return line == "}" or line.startswith("}, execution_thread=")
 
 
 def _instruction(line: str) -> Instruction | None:

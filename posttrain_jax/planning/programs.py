@@ -85,7 +85,7 @@ def _update(recipe: Recipe, stage: str, mesh: Mesh) -> Program:
             *(("sampler_logprobs",) if objective.sampler_cap else ()),
             *(("returns", "old_values") if objective.name == "ppo" else ()),
         )
-    state = abstract_state(weights, optimizing.optimizer, mesh, reference)
+    state = abstract_state(weights, optimizing.optimizer, mesh, reference, offload=recipe.optimizer.offload)
     shape = (turns, settings.microbatch_rows, settings.length)
     where = meshes.sharding((None, "batch", "length"), shape, mesh)
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where) for name in integers}

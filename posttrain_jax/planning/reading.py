@@ -22,6 +22,7 @@ from posttrain_jax.planning.collectives import Layout, describe
 from posttrain_jax.planning.programs import Program, build
 from posttrain_jax.planning.schedule import Walk
 from posttrain_jax.run.recipe import Recipe
+from posttrain_jax.stages.step import HOST
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -92,9 +93,11 @@ def _cost(start: float) -> tuple[float, float]:
 
 
 def _bytes(tree: Any) -> float:
-    """On each device; a random key is two words."""
+    """On each device; a random key is two words, and what waits on the hosts is none."""
     total = 0.0
     for leaf in jax.tree.leaves(tree):
+        if leaf.sharding.memory_kind == HOST:
+            continue
         size = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.dtype(leaf.dtype).itemsize
         total += math.prod(leaf.sharding.shard_shape(leaf.shape)) * size
     return total

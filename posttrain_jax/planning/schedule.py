@@ -1,9 +1,9 @@
 """A compiled program walked in the order it is issued: time, work and traffic, with loops counted out.
 
-Three things run side by side: the core, copies between HBM and VMEM, and the links. What is started early is waited
-for where its result is asked for; the rest takes its turn. An instruction's time on the core is the compiler's own
-estimate in cycles; a kernel's the larger of its FLOPs over the peak and its bytes over the bandwidth; where there is
-neither, the same of its products and bytes.
+Four things run side by side: the core, copies between HBM and VMEM, the links, and the network between slices. What is
+started early is waited for where its result is asked for; the rest takes its turn. An instruction's time on the core is
+the compiler's own estimate in cycles; a kernel's the larger of its FLOPs over the peak and its bytes over the
+bandwidth; where there is neither, the same of its products and bytes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from posttrain_jax.planning.flops import product_flops
 from posttrain_jax.planning.hlo import Computation, Instruction, Module
 from posttrain_jax.planning.traffic import traffic
 
+STARTS = ("async-start", "call-start")  # of computations that run beside the core; calls on another core of the chip
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 
 
@@ -80,7 +81,8 @@ class Clock:
     """The core, the copies and the links while one computation is issued."""
 
     def __init__(self, total: Totals):
-        self.total, self.now, self.links_free, self.copies_free = total, 0.0, 0.0, 0.0
+        self.total, self.now, self.links_free, self.copies_free, self.slices_free = total, 0.0, 0.0, 0.0, 0.0
+        self.sent: dict[str, float] = {}  # between slices: when what was sent is there, by rendezvous
         self.ready: dict[str, tuple[float, str]] = {}  # what is under way: when it is there, and what it is waited for
         self.chains: list[float] = []  # exchanges that began inside a fusion, the oldest first
 
@@ -94,6 +96,11 @@ class Clock:
         self.total.count(found)
         self.links_free = max(self.links_free, self.now) + found.seconds
         return self.links_free
+
+    def send(self, found: Collective, rendezvous: str) -> None:
+        """Begins an exchange between slices."""
+        self.total.count(found)
+        self.slices_free = self.sent[rendezvous] = max(self.slices_free, self.now) + found.seconds
 
     def wait(self, until: float, what: str = "waiting") -> None:
         """The core stands still until then."""
@@ -133,6 +140,11 @@ class Walk:
                 clock.now += self._loop(computation, one, outermost, total)
             elif op in ("conditional", "call"):
                 clock.now += self._branch(one, outermost, total)
+            elif meeting := collectives.rendezvous(one):
+                if op == "send":
+                    clock.send(collectives.between_slices(one, self.layout), meeting)
+            elif op in ("send-done", "recv-done") and source in computation.by_name:
+                clock.wait(clock.sent.get(collectives.rendezvous(computation.by_name[source]) or "", clock.now))
             elif op.endswith("-done") and source in clock.ready:
                 clock.wait(*clock.ready.pop(source))
             elif op.endswith("-update") and source in clock.ready:
@@ -143,7 +155,7 @@ class Walk:
                 clock.copy(one.name, moved / self.chip.hbm_bandwidth)
             else:
                 self._issue(computation, one, clock)
-        clock.wait(clock.links_free)
+        clock.wait(max(clock.links_free, clock.slices_free))
         total.seconds = clock.now
         return total
 
@@ -186,9 +198,10 @@ class Walk:
         """The exchanges of an instruction: whether each only begins here, and whether it began earlier."""
         if collectives.kind_of(one):
             return [(collectives.collective(one, self.layout), one.opcode.endswith("-start"), False)]
-        if one.opcode in ("fusion", "async-start"):
-            return [each for called in self.module.called(one) for each in self._inside(called.name)]
-        return []
+        if one.opcode not in ("fusion", *STARTS):
+            return []
+        found = [each for called in self.module.called(one) for each in self._inside(called.name)]
+        return [(each, True, False) for each, *_ in found] if one.opcode in STARTS else found
 
     def _exchanges(self, name: str) -> tuple[tuple[Collective, bool, bool], ...]:
         """The same of a fusion's computation; an exchange under way passes through others until its end."""
@@ -216,7 +229,7 @@ class Walk:
             total.kernel += seconds
         elif not cycles and any(begins or ends for _, begins, ends in self._collectives(one)):
             moved = 0.0  # only names what is under way
-        elif not cycles and collectives.kind_of(one) is None and one.opcode not in ("async-start", "async-done"):
+        elif not cycles and collectives.kind_of(one) is None and one.opcode not in (*STARTS, "async-done", "call-done"):
             seconds = max(flops / self.chip.peak, moved / self.chip.hbm_bandwidth)
         total.flops += flops
         total.hbm += moved

@@ -88,6 +88,7 @@ class Optimizer:
         "", "format of the first moment; empty is the weights'", choices=("", "float32", "bfloat16")
     )
     master_weights: bool = setting(False, "float32 copies of the weights that precision.params keeps in bfloat16")
+    offload: bool = setting(False, "between updates moments and copies of weights wait in the host's memory")
 
 
 @dataclasses.dataclass(frozen=True)

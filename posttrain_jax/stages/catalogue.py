@@ -84,7 +84,7 @@ def sources(recipe: Recipe, stage: str) -> dict[str, Source]:
 
 
 def parts(shared: Shared, stage: str, policy: nnx.State | None = None, reward: nnx.State | None = None) -> tuple:
-    """What a stage's state is made of: weights, optimizer, mesh, reference, reward model; abstract without a policy."""
+    """What a stage's state is made of, the arguments of `fresh_state`; abstract without a policy."""
     recipe, objective = shared.recipe, shared.recipe.rl.objective
     concrete, policy = policy is not None, policy or shared.weights
     headed = with_critic(policy) if concrete else jax.eval_shape(with_critic, policy)
@@ -93,7 +93,7 @@ def parts(shared: Shared, stage: str, policy: nnx.State | None = None, reward: n
     critic = stage == "reward_model" or (stage == "rl" and objective.name == "ppo")
     referred = stage in ("reward_model", "dpo") or (stage == "rl" and objective.kl_weight > 0)
     trained, reference = headed if critic else policy, policy if referred else None
-    return trained, optimizing(shared, stage).optimizer, shared.mesh, reference, reward
+    return trained, optimizing(shared, stage).optimizer, shared.mesh, reference, reward, recipe.optimizer.offload
 
 
 def filed(stage: str, state: TrainState) -> TrainState:

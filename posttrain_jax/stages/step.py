@@ -20,6 +20,7 @@ from posttrain_jax.parallel.overlap import compiler_options
 
 Batch = dict[str, Array]
 MAX_LOGITS = "max_logits"  # a loss's metric for QK-Clip: the largest of all microbatches counts, not the sum
+HOST = "pinned_host"  # JAX's name of memory that devices copy from and to by themselves
 # (weights, microbatch, total) -> (loss, metrics): each already divided by total, so microbatches add up
 Loss = Callable[[nnx.State, Batch, Float[Array, ""]], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
 
@@ -68,9 +69,10 @@ def fresh_state(
     mesh: Mesh,
     reference: nnx.State | None = None,
     reward: nnx.State | None = None,
+    offload: bool = False,
 ) -> TrainState:
-    """A state whose optimiser has seen nothing; its moments lie where their weights lie."""
-    where = layout(abstract_state(weights, optimizer, mesh, reference, reward))
+    """A state whose optimiser has seen nothing; its moments lie as their weights lie, with ``offload`` on the hosts."""
+    where = layout(abstract_state(weights, optimizer, mesh, reference, reward, offload))
     return jax.jit(partial(_fresh, optimizer), out_shardings=where)(weights, reference, reward)
 
 
@@ -91,6 +93,7 @@ def abstract_state(
     mesh: Mesh,
     reference: nnx.State | None = None,
     reward: nnx.State | None = None,
+    offload: bool = False,
 ) -> TrainState:
     """`fresh_state` as shapes with shardings; ``weights`` may be abstract too."""
 
@@ -107,7 +110,16 @@ def abstract_state(
         return isinstance(x, nnx.Variable)
 
     shapes = jax.eval_shape(partial(_fresh, optimizer), weights, reference, reward)
-    return jax.tree.map(place, shapes, is_leaf=is_variable)
+    state = jax.tree.map(place, shapes, is_leaf=is_variable)
+    if offload:
+        state.optimizer = jax.tree.map(_on_hosts, state.optimizer)
+    return state
+
+
+def _on_hosts(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    if not leaf.shape:  # counts of updates are no burden
+        return leaf
+    return leaf.update(sharding=leaf.sharding.with_memory_kind(HOST))
 
 
 def make_update(
@@ -127,7 +139,7 @@ def make_update(
     """
     optimizer = optax.with_extra_args_support(optimizer)
     mesh = getattr(jax.tree.leaves(layout(state))[0], "mesh", None)
-
+    places = layout(state.optimizer)
     options = compiler_options(mesh) if overlap else {}
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(layout(state), None), compiler_options=options)
@@ -153,11 +165,12 @@ def make_update(
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         extra = {MAX_LOGITS: metrics[MAX_LOGITS]} if MAX_LOGITS in metrics else {}
-        changes, moments = optimizer.update(grads, state.optimizer, state.weights, **extra)
+        before = jax.tree.map(_fetched, state.optimizer, places)
+        changes, moments = optimizer.update(grads, before, state.weights, **extra)
         weights, metrics = after(cast(nnx.State, optax.apply_updates(state.weights, changes)), metrics)
         state = TrainState(
             weights=_choose(finite, weights, state.weights),
-            optimizer=_choose(finite, moments, state.optimizer),
+            optimizer=_choose(finite, moments, before),
             bad_in_a_row=jnp.where(finite, 0, state.bad_in_a_row + 1),
             skipped=state.skipped + ~finite,
             reference=state.reference,
@@ -167,6 +180,10 @@ def make_update(
         return state, {**metrics, "grad_norm": norm, "tokens": total, **counts}
 
     return update
+
+
+def _fetched(moment: Array, where: Any) -> Array:
+    return jax.device_put(moment, where.with_memory_kind("device")) if where.memory_kind == HOST else moment
 
 
 def _nothing(like):

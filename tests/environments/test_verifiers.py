@@ -60,7 +60,8 @@ def test_tools_rewards_and_tokens(packages, family):
         assert episode.ended == "done" and episode.reward == 1.5
         assert episode.info["rewards"] == {"right": 1.0, "short": 0.5} and episode.rewards == [0.0, 1.5]
         (segment,) = episode.segments  # what was sampled stands where it was sampled, token by token
-        own = [request for request in sampler.requests if list(request.prompt) == segment.tokens[: len(request.prompt)].tolist()]
+        begun = segment.tokens.tolist()
+        own = [request for request in sampler.requests if list(request.prompt) == begun[: len(request.prompt)]]
         assert len(own) == 2 and len(segment.turns) == 2
         sampled = np.concatenate([segment.tokens[turn.start : turn.end] for turn in segment.turns])
         assert chat.tokenizer.decode(sampled.tolist()).count(last["content"]) >= 1

@@ -1,5 +1,6 @@
 """What is read from a program that the real TPU compiler made, against what is known of it by hand."""
 
+import dataclasses
 import importlib.util
 import os
 import runpy
@@ -17,9 +18,10 @@ from pallas_kernels import tpu_compiler
 from posttrain_jax.parallel.mesh import make_mesh
 from posttrain_jax.planning import hlo
 from posttrain_jax.planning.chips import read_slice
-from posttrain_jax.planning.collectives import Layout
+from posttrain_jax.planning.collectives import BETWEEN, Layout
 from posttrain_jax.planning.reading import read_program
 from posttrain_jax.planning.schedule import Walk
+from posttrain_jax.run.recipe import MeshShape
 from posttrain_jax.run.validate import recipe_from
 
 pytestmark = pytest.mark.skipif(
@@ -127,6 +129,23 @@ def test_the_other_families_at_full_size_fit_too(family, topology):
     assert told.fits and sum(told.memory.values()) < part.chip.hbm
     assert told.memory["weights"] == pytest.approx(4 * recipe.model.parameters / part.devices, rel=0.03)
     assert any(row["kind"] == "all-gather" and row["times"] > recipe.model.layers for row in told.collectives)
+
+
+def test_between_slices_nothing_but_gradients_travels_and_moments_may_wait_on_the_hosts():
+    """Two slices hold copies of the weights: what goes from one to the other is their gradients, added up."""
+    recipe = recipe_from(runpy.run_path(str(CONFIGS / "minimax_m2.py"))["get_config"]("tiny"))
+    recipe = dataclasses.replace(
+        recipe,
+        mesh=MeshShape(data=2, fsdp=4),
+        sft=dataclasses.replace(recipe.sft, rows=8, microbatch_rows=8, length=128),
+        optimizer=dataclasses.replace(recipe.optimizer, offload=True),
+    )
+    told = read_program(recipe, read_slice("v5e:2x2@2"), "sft")
+    moved = sum(row["bytes"] for row in told.collectives if row["kind"].endswith(BETWEEN))
+    gradients = 4 * recipe.model.parameters / 4  # of what a device of four holds, in float32
+    assert gradients * 0.97 < moved < gradients * 2  # in whole tiles of 4 KB
+    assert told.memory["optimiser"] < 100 and told.memory["weights"] > 4 * recipe.model.parameters / 4
+    assert told.totals["seconds"] >= moved / 3.125e9
 
 
 def test_a_mesh_may_split_an_axis_of_the_torus():

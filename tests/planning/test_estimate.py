@@ -22,6 +22,8 @@ from posttrain_jax.run.recipe import MeshShape, Recipe
         ("v5p:4x4", "v5p:4x4x1"),
         ("v6e:2x2x2", "v6e:2x2"),
         ("tpu7:2x2x1", "tpu7x:2x2x1"),
+        ("v5p:4x4@2", "v5p:4x4x1@2"),
+        ("v5e:2x2@", "v5e:2x2@2"),
     ],
 )
 def test_an_unknown_slice_is_told_with_the_nearest(name, nearest):
@@ -32,6 +34,16 @@ def test_an_unknown_slice_is_told_with_the_nearest(name, nearest):
 def test_a_chip_may_be_two_devices():
     part = read_slice("tpu7x:4x4x8")
     assert (part.chips, part.devices, part.chip.hbm / GIB) == (128, 256, 96)
+
+
+def test_slices_may_be_several():
+    part = read_slice("v5p:4x4x8@2")
+    assert (part.chips, part.devices, part.name, read_slice("v5p:4x4x8@1").name) == (
+        256,
+        256,
+        "v5p:4x4x8@2",
+        "v5p:4x4x8",
+    )
 
 
 def test_another_mesh_over_the_devices():
@@ -76,7 +88,7 @@ def test_an_estimate_of_what_fits(recipe):
     own = work(recipe, "sft")
     assert row["fits"] and row["memory_total"] == 12 * GIB
     assert row["mfu"] == pytest.approx(own.flops / 8 / 197e12 / 2)
-    assert row["rooflines"] == {"compute": 1.0, "hbm": 0.5, "ici": 0.75} and row["bound_by"] == "compute"
+    assert row["rooflines"] == {"compute": 1.0, "hbm": 0.5, "ici": 0.75, "dcn": 0} and row["bound_by"] == "compute"
     assert row["chip_hours"] == pytest.approx(2 * own.calls * 8 / 3600)
     assert {loss["what"] for loss in row["losses"]} == {
         "arithmetic beyond the model's", "waiting for links", "dot_general",

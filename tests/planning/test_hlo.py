@@ -7,6 +7,7 @@ from posttrain_jax.planning import hlo
 from posttrain_jax.planning.chips import read_slice
 from posttrain_jax.planning.collectives import Layout, axes_of, collective, read_groups
 from posttrain_jax.planning.flops import product_flops
+from posttrain_jax.planning.schedule import Walk
 from posttrain_jax.planning.traffic import traffic
 
 LOOP = """HloModule m, is_scheduled=true
@@ -195,3 +196,40 @@ ENTRY %main (x: f32[2]) -> f32[2] {
     kernel = module.computations["inside"].root
     assert kernel.name == "kernel" and '"flops":64' in kernel.attributes
     assert [one.name for one in module.entry.instructions] == ["x", "done"]
+
+
+BESIDE = """HloModule m, is_scheduled=true
+
+%called (a: f32[8,128], b: token[]) -> f32[32,128] {
+  %a = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %b = token[] parameter(1)
+  ROOT %gather = f32[32,128]{1,0:T(8,128)} all-gather(%a), replica_groups={{0,1,2,3}}, dimensions={0}
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[8,128]) -> f32[32,128] {
+  %x = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %after = token[] after-all()
+  %send = (f32[8,128]{1,0:T(8,128)}, u32[], token[]) send(%x, %after), channel_id=2, is_host_transfer=true, METpl="ALL"}
+  %recv = (f32[8,128]{1,0:T(8,128)}, u32[], token[]) recv(%after), channel_id=1, is_host_transfer=true, METpl="ALL"}
+  %begun = ((f32[8,128], token[]), f32[32,128]{1,0:T(8,128)}) call-start(%x, %after), to_apply=%called
+  %got = (f32[8,128]{1,0:T(8,128)}, token[]) recv-done(%recv), channel_id=1
+  %sent = token[] send-done(%send), channel_id=2
+  ROOT %whole = f32[32,128]{1,0:T(8,128)} call-done(%begun)
+}
+""".replace(
+    "METpl=",
+    'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="r",'
+    '_xla_megascale_transfer_type="ALL_REDUCE",_x=',
+)
+
+
+def test_exchanges_by_other_cores_and_between_slices_run_beside_each_other():
+    """Two slices of four chips: an all-gather by the sparse core, and an all-reduce over the data centre's network."""
+    part = read_slice("v5p:2x2x1@2")
+    places = np.array([(x, y, 0) for _ in range(2) for x in range(2) for y in range(2)])
+    totals = Walk(hlo.read(BESIDE), Layout({"data": 2, "fsdp": 4}, part, places)).whole()
+    found = {key: numbers[:2] for key, numbers in totals.collectives.items()}
+    size = 8 * 128 * 4
+    assert found == {("all-gather", ("fsdp",)): [1, 3 * size], ("all-reduce between slices", ("data",)): [1, size]}
+    between, gather = size / 6.25e9, totals.collectives["all-gather", ("fsdp",)][2]
+    assert totals.seconds == pytest.approx(max(between, gather)) and totals.waiting == pytest.approx(totals.seconds)

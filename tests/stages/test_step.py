@@ -11,7 +11,7 @@ from posttrain_jax.optim.adamw import adamw
 from posttrain_jax.optim.schedules import schedule
 from posttrain_jax.parallel.mesh import make_mesh
 from posttrain_jax.stages import sft
-from posttrain_jax.stages.step import TrainState, abstract_state, fresh_state, make_update
+from posttrain_jax.stages.step import HOST, TrainState, abstract_state, fresh_state, layout, make_update
 
 
 def optimizer():
@@ -134,3 +134,28 @@ def test_fresh_and_abstract_states_agree(arch, make_model):
     for found, wanted in zip(jax.tree.leaves(fresh), jax.tree.leaves(expected), strict=True):
         assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
         assert found.sharding.is_equivalent_to(wanted.sharding, found.ndim)
+
+
+def kinds(tree):
+    return {leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree) if leaf.ndim}
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_moments_that_wait_on_the_hosts_change_no_bit(arch, make_model, devices):
+    mesh = make_mesh(fsdp=devices, devices=jax.devices()[:devices])
+    _, shapes = abstract(lambda: make_model(arch), mesh)
+
+    def loss(weights, batch, total):
+        return batch["scale"] * sum((w**2).sum() for w in jax.tree.leaves(weights)) / total, {}
+
+    ends = []
+    for offload in (False, True):
+        now = fresh_state(materialise(lambda: make_model(arch), shapes), optimizer(), mesh, offload=offload)
+        update = make_update(optimizer(), loss, now)
+        for scale in (1.0, np.nan, 0.5):  # the one in the middle is not taken
+            now, _ = update(now, {"mask": np.ones((1, 1), np.float32), "scale": np.full(1, scale, np.float32)}, 1)
+        assert int(now.skipped) == 1 and update._cache_size() == 1
+        assert kinds(now.optimizer) == ({HOST} if offload else {"device"}) and kinds(now.weights) == {"device"}
+        assert layout(now) == layout(abstract_state(shapes, optimizer(), mesh, offload=offload))
+        ends.append(bits(now))
+    assert ends[0] == ends[1]
