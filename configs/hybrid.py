@@ -10,13 +10,13 @@ is what is asked. The pieces:
 
 * MuonClip (Kimi K2): nothing is lost beside AdamW above, and it keeps one moment where AdamW keeps two. Moonlight
   publishes half of AdamW's FLOPs for the same loss in pre-training.
-* CISPO (MiniMax-M1): with half of DAPO's steps, as published; ScaleRL (arXiv 2510.13786) chose it too, with advantages
-  over the batch's deviation and every prompt weighing the same, as here.
-* Prompts by 1 − p of the pass rate p (Kimi K1.5, and GLM-4.5's second stage), and levels retired at .9 (ScaleRL): above,
-  679 thousand tokens asked by p(1 − p) brought nothing more.
+* CISPO (MiniMax-M1): half of DAPO's steps, as published; ScaleRL (arXiv 2510.13786) chose it too, with advantages over
+  the batch's deviation and every prompt weighing the same, as here.
+* Prompts by 1 − p of the pass rate p (Kimi K1.5, and GLM-4.5's second stage), and levels retired at .9 (ScaleRL):
+  above, 679 thousand tokens asked by p(1 − p) brought nothing more.
 
-Left out: PTX, as six in ten of tiny's demonstrations guess; INT4, which nothing was compared with yet. The hybrid itself
-is not measured yet. Sizes and rates are those of configs/minimax_m2.py, and as little published.
+Left out: PTX, as six in ten of tiny's demonstrations guess; INT4, which nothing was compared with yet. The hybrid
+itself is not measured yet. Sizes and rates are those of configs/minimax_m2.py, and as little published.
 
 scale   model                        hardware
 tiny    0.5 M weights, 3 layers      a laptop: two CPU cores

@@ -1,4 +1,4 @@
-"""launch/compare.py on recipes of a few steps: what it refuses, and a comparison stopped and gone on with."""
+"""launch/compare.py: what it refuses, what it runs and when, and recipes of a few steps compared and gone on with."""
 
 import json
 import os
@@ -6,7 +6,11 @@ import signal
 import time
 from pathlib import Path
 
+import compare
 import pytest
+
+from posttrain_jax.errors import UserError
+from posttrain_jax.stages import pipeline
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -71,6 +75,74 @@ def test_a_dry_run_says_what_is_fixed_what_differs_and_what_is_left_behind(launc
     assert "third does here what first does, and is not run" in ended.stdout and not (tmp_path / "w").exists()
 
 
+@pytest.fixture
+def command(configs, tmp_path, monkeypatch):
+    """The entry point in this process, with runs that take no time: (its arguments) -> exit code, runs made.
+
+    A run leaves one step and a summary; it fails or is stopped where ``outcomes`` says so, by the directory's name.
+    """
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
+    made, outcomes = [], {}
+
+    def run(recipe, folder):
+        made.append(folder.name)
+        outcome = outcomes.get(folder.name, 0)
+        if outcome == "diverged":
+            raise UserError("rl step 3: 3 updates in a row were not finite")
+        if outcome:
+            return outcome
+        (stage,) = recipe.stages
+        used = {"used_tokens": 900.0, "sampled_tokens": 500.0, "trained_tokens": 400.0, "reward": 0.5}
+        (folder / "metrics.jsonl").write_text(json.dumps({"stage": stage, "step": 1, **used}) + "\n")
+        heldout = {"base": 0.25, stage: 0.5 + recipe.seed / 8}
+        (folder / "summary.json").write_text(json.dumps({"heldout": heldout}))
+        return 0
+
+    monkeypatch.setattr(pipeline, "run", run)
+
+    def act(*more):
+        made.clear()
+        code = compare.main([f"--configs={configs}", f"--workdir={tmp_path / 'w'}", "--tokens=900", *more])
+        return code, list(made)
+
+    return act, outcomes
+
+
+def test_what_is_finished_is_not_run_again_and_new_seeds_add_their_runs(command, tmp_path, capfd):
+    act, _ = command
+    assert act() == (0, ["base", "first-seed0", "second-seed0"])
+    assert act() == (0, [])
+    assert act("--seeds=0,1") == (0, ["first-seed1", "second-seed1"])
+    capfd.readouterr()
+    assert act("--seeds=0,1", "--json") == (0, [])
+    found = json.loads(capfd.readouterr().out)
+    assert found["recipes"]["second"]["mean"]["heldout"] == {"mean": 0.5625, "spread": pytest.approx(0.125 / 2**0.5)}
+    assert found["recipes"]["third"]["same_run_as"] == "first" and found["common_level"] == 0.5
+    assert "third" in (tmp_path / "w" / "compare.html").read_text()
+
+
+def test_a_run_that_is_stopped_ends_the_command_and_one_that_diverges_does_not(command, tmp_path):
+    act, outcomes = command
+    outcomes["second-seed0"] = 75
+    assert act("--seeds=0,1") == (75, ["base", "first-seed0", "second-seed0"])
+    outcomes["second-seed0"] = "diverged"
+    with pytest.raises(UserError, match="^second-seed0: rl step 3"):
+        act("--seeds=0,1")
+    found = json.loads((tmp_path / "w" / "compare.json").read_text())
+    assert [run["finished"] for run in found["recipes"]["second"]["runs"]] == [False, True]
+    assert [run["finished"] for run in found["recipes"]["first"]["runs"]] == [True, True]
+    outcomes.clear()
+    assert act("--seeds=0,1") == (0, ["second-seed0"])
+
+
+def test_another_budget_in_the_same_directory_is_refused_with_what_was_changed(command):
+    act, _ = command
+    act()
+    with pytest.raises(UserError, match="first-seed0 holds another run: config.rl.tokens was 900 and is now 800"):
+        act("--tokens=800")
+
+
+@pytest.mark.slow
 def test_recipes_on_a_trained_base_end_with_their_tokens_in_one_report(launcher, configs, finished, tmp_path):
     workdir = tmp_path / "compared"
     arguments = [f"--configs={configs}", f"--workdir={workdir}", f"--base={finished}", "--tokens=700", "--every=1"]
