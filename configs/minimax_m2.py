@@ -82,7 +82,7 @@ def tools() -> ConfigDict:
     c.tasks.max_level = 1
 
     c.sft.careful_share = 1.0
-    c.sft.steps = 250
+    c.sft.steps = 300
     c.sft.length = 256
 
     c.rollout.max_prompt = 192

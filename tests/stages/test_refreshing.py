@@ -28,7 +28,7 @@ from posttrain_jax.stages.setup import make_chat, make_model
 from posttrain_jax.stages.step import fresh_state
 
 KEY = jax.random.key(5)
-RIGHT, WRONG, STEPS = "77777777", "2", 30
+RIGHT, WRONG, STEPS = "77777777", "2", 40
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +99,15 @@ def test_a_verdict_is_rewarded_where_it_is_the_verifiers(chat):
     assert all(t.problem.answer == verdict_line(v) for group, v in zip(found, (1, -1), strict=True) for t in group)
 
 
-LENGTH = 112
+LENGTH = 128
 TINY = {
     "model": dict(layers=1, hidden=32, heads=2, kv_heads=1, head_dim=16, rotary_dim=8, experts=2, experts_per_token=1)
     | {"expert_ffn": 32, "max_length": LENGTH, "vocab": 640},
     "sft": {"length": LENGTH},
     "tasks": {"names": ("gcd",), "max_level": 0},
     "rollout": {"max_prompt": LENGTH - 16, "max_response": 16},
-    "rl": dict(prompts=2, group_size=8, minibatches=1, length=LENGTH, microbatch_rows=8, overlong_buffer=0)
-    | {"optimizer": dict(learning_rate=1e-2, warmup_steps=0, weight_decay=0.0, schedule="constant")}
+    "rl": dict(prompts=2, group_size=16, minibatches=1, length=LENGTH, microbatch_rows=8, overlong_buffer=0)
+    | {"optimizer": dict(learning_rate=1e-3, warmup_steps=0, weight_decay=0.0, schedule="constant")}
     | {"judge": dict(name="self_critique", refresh=2, max_prompt=LENGTH - 16, max_response=16)},
 }
 
@@ -190,7 +190,7 @@ def test_a_step_trains_on_its_lessons_and_a_resumed_one_too(setting):
     assert told[0] == told[1] and told[0]["grad_norm"] > 0
     one, other = (jax.tree.leaves(step.state) for step in (whole[1], second))
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-    answers, verdicts = 2 * 2, 4 * 8 * len(setting.refresh.engine.said[0])
+    answers, verdicts = 2 * 2, 4 * 16 * len(setting.refresh.engine.said[0])
     assert whole[0].metrics["sampled_tokens"] == 2 * answers + verdicts
     assert whole[0].metrics["trained_tokens"] <= answers + verdicts
     assert any(sample["task"] == "critic" for sample in whole[0].samples)
