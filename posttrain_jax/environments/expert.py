@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from posttrain_jax.chat.format import Message
 from posttrain_jax.environments.environment import Environment
 
-
 ENDING = "that is all"  # the thought before the last words: a model that is prompted to think has to learn one
 
 
