@@ -73,7 +73,8 @@ def test_a_key_left_out_keeps_its_default():
             ["config.rl.judge.opponents=8", "group_size - 1 = 7"],
         ),
         (
-            {"rl__judge__name": "genrm", "rl__judge__max_prompt": 99, "rl__judge__refresh": 2},
+            {"rl__judge__name": "genrm", "rl__judge__max_prompt": 99, "rl__judge__refresh": 2}
+            | {"rl__judge__max_response": 9},
             ["config.rl.judge.refresh=2", "rl.judge.name='self_critique'", "nearest is 0"],
         ),
         (

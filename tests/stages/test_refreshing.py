@@ -203,8 +203,6 @@ def test_agreement_rises_with_the_critic_trained_and_not_without(setting):
         return agreed(setting.refresh.judged(weights, setting.refresh.lessons(everything, 0), 0))
 
     trained, alone = (setting.learn(refresh, steps=STEPS) for refresh in (setting.refresh, None))
-    print([(s.metrics["critic_agreement"], s.metrics["critic_agreement_after"]) for s in trained])
-    print(agreement(setting.weights), agreement(alone[-1].state.weights), agreement(trained[-1].state.weights))
     assert 0.25 < agreement(setting.weights) < 0.75 and 0.25 < agreement(alone[-1].state.weights) < 0.75
     assert agreement(trained[-1].state.weights) > 0.9
     assert "critic_agreement" not in alone[-1].metrics
