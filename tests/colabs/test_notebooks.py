@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
-TRAINS = ("minimax_m2_tour",)  # a model, and takes its time
+TRAINS = ("minimax_m2_tour", "reading_a_report")  # a model, and take their time
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def test_a_link_to_nothing_is_refused(link, tmp_path):
     from mkdocs.exceptions import Abort, PluginError
 
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    for name in ("posttrain_jax", "configs", "benchmarks"):
+    for name in ("posttrain_jax", "configs", "benchmarks", "colabs"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)
     (tmp_path / "docs" / "tiny.md").write_text(f"# Tiny\n\n{link}\n")
