@@ -182,7 +182,7 @@ def test_a_missing_config_file_names_the_nearest():
     (line,) = mistakes()
     assert "--config is missing" in line and "for instance --config=configs/" in line
     (line,) = mistakes(f"--config={CONFIG}:huge")
-    assert "'huge'" in line and "tiny, small, full" in line
+    assert "'huge'" in line and "tiny, tools, small, full" in line
 
 
 def test_the_same_command_goes_on_and_another_is_refused(pipeline):
