@@ -72,6 +72,7 @@ EXTRAS = {
     "serve": SERVE,
     "mcp": ["mcp>=2.3"],
     "gymnasium": ["gymnasium>=1.2"],
+    "verifiers": ["verifiers>=0.4"],  # it pins an older mcp, so not in one environment with "mcp" and "test"
     "bench": ["trl>=1.16", "accelerate>=1.10", "datasets>=4.0"],
     "docs": DOCS,
     "colab": ["matplotlib>=3.10", "ipykernel>=6.29"],

@@ -29,7 +29,8 @@ def packages(monkeypatch):
 
 
 def play(name, policy, family="minimax_m2", seeds=(3,), turns=8):
-    chat = chats.for_family(family, tokenizer=tokenizers.load("tiny"))
+    tokenizer = tokenizers.load("tiny", chats.FORMATS[family].special_tokens)
+    chat = chats.for_family(family, tokenizer=tokenizer)
     sampler = Scripted(chat, policy)
     agent = Agent(sampler, chat, Budget(turns=turns, tokens=9000, answer=2000, context=9000))
     place = worlds.world(name)
