@@ -122,6 +122,9 @@ def tiny() -> ConfigDict:
     c.reward_model.steps = 100
     c.reward_model.optimizer.learning_rate = 1e-3
     c.dpo.steps = 100
+    for pairs in (c.reward_model, c.dpo):
+        pairs.length = 384  # a syllogism with its thinking
+        pairs.on_too_long = "skip"
     c.distill.prompts = 400
     c.distill.samples = 2
     c.distill.most = 2

@@ -70,6 +70,7 @@ def _m1(scale: str, model, lengths: tuple[int, ...]) -> ConfigDict:
 def tiny() -> ConfigDict:
     """Minutes on a laptop. Six demonstrations in ten guess: docs/tiny.md says what that shows."""
     c = _m1("tiny", minimax_m1.TINY, (32, 48, 64))
+    c.model.max_length = 384  # room for two answers to a syllogism
     c.tasks.max_level = 1
 
     c.sft.careful_share = 0.4
@@ -98,6 +99,8 @@ def tiny() -> ConfigDict:
 
     c.stages = (*c.stages[:2], "reward_model", *c.stages[2:])
     c.reward_model.steps = 100
+    c.reward_model.length = 384  # a syllogism with its thinking
+    c.reward_model.on_too_long = "skip"
     c.reward_model.optimizer.learning_rate = 1e-3
     c.phases.general.rl = {"reward": {"model_weight": 0.2}}
     return c

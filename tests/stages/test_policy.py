@@ -75,7 +75,7 @@ def test_how_the_batch_is_cut_makes_no_difference(name, split):
         settings = recipe(name, microbatch_rows=rows)
         prepare = Preparation(settings, LENGTH, 16, MESH)
         (first, *_) = prepare.minibatches(groups())
-        filled, batch = prepare(first, None)
+        filled, batch, _ = prepare(first, None)
         assert filled == (1 if rows == 8 else int((np.asarray(batch["mask"]).sum((1, 2)) > 0).sum()))
         found.append(gradient_of(graph, weights, settings, batch, filled))
     (a, metrics), b = found[0][0], found[0][1]
@@ -92,7 +92,7 @@ def test_weights_of_a_minibatch_are_the_aggregations(split):
     for name in OBJECTIVES:
         prepare = Preparation(recipe(name), LENGTH, 16, MESH)
         for minibatch in prepare.minibatches(groups()):
-            _, batch = prepare(minibatch, None)
+            _, batch, _ = prepare(minibatch, None)
             lengths = [len(t.completion.tokens) for group in minibatch for t, _ in group]
             expected = {
                 "token_mean": 1.0,
@@ -108,7 +108,7 @@ def test_the_reference_adds_its_divergence(split, arch, make_model):
     graph, weights = split
     other = nnx.state(Decoder(arch, rngs=nnx.Rngs(5)))
     prepare = Preparation(recipe(), LENGTH, 16, MESH)
-    filled, batch = prepare(prepare.minibatches(groups())[0], None)
+    filled, batch, _ = prepare(prepare.minibatches(groups())[0], None)
     plain, _ = gradient_of(graph, weights, recipe(), batch, filled)
     with_kl, _ = gradient_of(graph, weights, recipe(kl_weight=0.3), batch, filled, other)
 
@@ -129,7 +129,7 @@ def test_importance_sampling_is_truncated_by_the_trainers_own_probabilities(spli
     graph, weights = split
     settings = recipe(sampler_cap=1.5)
     prepare = Preparation(settings, LENGTH, 16, MESH)
-    filled, batch = prepare(prepare.minibatches(groups())[0], None)
+    filled, batch, _ = prepare(prepare.minibatches(groups())[0], None)
     before = np.asarray(batch["old_logprobs"])
     after = make_hindsight(graph, settings)(weights, None, batch, filled)
     np.testing.assert_array_equal(after["sampler_logprobs"], before)
@@ -177,7 +177,7 @@ def test_the_critic_learns_the_returns_and_leaves_the_policy_its_form(split):
     assert not np.any(critic(jnp.ones((1, 2, 48))))
     settings = recipe("ppo")
     prepare = Preparation(settings, LENGTH, 16, MESH)
-    filled, batch = prepare(prepare.minibatches(groups())[0], None)
+    filled, batch, _ = prepare(prepare.minibatches(groups())[0], None)
     after = make_hindsight(graph, settings)(with_one, None, batch, filled)
     mask = np.asarray(batch["mask"])
     advantages = np.asarray(after["advantages"])
@@ -193,7 +193,7 @@ def test_the_mismatch_is_measured_on_what_the_newest_policy_drew(split):
     """Tokens of older policies are far from the trainer's probabilities for another reason."""
     graph, weights = split
     prepare = Preparation(recipe(), LENGTH, 16, MESH)
-    filled, batch = prepare(prepare.minibatches(groups())[0], None)
+    filled, batch, _ = prepare(prepare.minibatches(groups())[0], None)
     fresh = np.asarray(batch["mask"]) * (np.random.default_rng(0).random(batch["mask"].shape) < 0.5)
     old = np.where(fresh > 0, batch["old_logprobs"], -50.0) * np.asarray(batch["mask"])
     (_, plain), _ = gradient_of(graph, weights, recipe(), {**batch, "fresh": jnp.asarray(fresh)}, filled)
