@@ -114,7 +114,7 @@ def tiny() -> ConfigDict:
         expert.rollout = short
         expert.rl = {**expert.get("rl", {}), "prompts": 32, "length": 192, "microbatch_rows": 20}
     long = {"rows": 6, "microbatch_rows": 6, "length": 640}
-    c.phases.calls.sft = {**long, "steps": 80, "optimizer": {"learning_rate": 2e-3}}
+    c.phases.calls.sft = {**long, "steps": 200, "optimizer": {"learning_rate": 2e-3}}
     c.phases.agent.rl = {"steps": 25, "prompts": 12}
     c.phases.moderate.rl.steps = 30
     c.phases.hard.rl.update({"steps": 25, "prompts": 8})
