@@ -30,7 +30,7 @@ from posttrain_jax.run.rules import STAGES
 WIDTH = 100  # columns: of everything outside a terminal, and at most in one
 LINES = 15  # plain lines that a stage prints, about
 AREA_LINES = 4  # and of them, lines of the areas' rewards
-TASK_ROWS = 10  # rows of the summary's table of tasks, which has two columns of tasks
+TASKS = 20  # of the summary's table, side by side where two of few stages have room
 
 
 # kind of stage -> metric -> its label, and how its value is written
@@ -306,9 +306,10 @@ def _tasks(per_task: Mapping[str, Mapping[str, float]]) -> list[RenderableType]:
     if not stages:
         return []
     tasks = sorted({task for scores in per_task.values() for task in scores})
-    rows = min(TASK_ROWS, math.ceil(len(tasks) / 2))
+    sides = 2 if 20 + sum(max(len(stage), 4) + 2 for stage in stages) <= WIDTH // 2 else 1
+    rows = min(TASKS // sides, math.ceil(len(tasks) / sides))
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for side in range(2):
+    for side in range(sides):
         table.add_column(("" if not side else "   ") + "task", no_wrap=True, max_width=26, overflow="ellipsis")
         for stage in stages:
             table.add_column(stage, justify="right")
@@ -320,8 +321,8 @@ def _tasks(per_task: Mapping[str, Mapping[str, float]]) -> list[RenderableType]:
         return [("   " if side else "") + tasks[index], *("–" if s is None else f"{s:.0%}" for s in scores)]
 
     for row in range(rows):
-        table.add_row(*cells(row, 0), *cells(row + rows, 1))
-    more = len(tasks) - 2 * rows
+        table.add_row(*(cell for side in range(sides) for cell in cells(row + side * rows, side)))
+    more = len(tasks) - sides * rows
     return ["", table] + ([Text(f"and {more} more tasks in the report", "dim")] if more > 0 else [])
 
 

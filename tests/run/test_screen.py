@@ -149,6 +149,13 @@ def test_many_tasks_are_cut_short():
     assert "and 80 more tasks" in text and len(text.splitlines()) <= 40
 
 
+def test_the_numbers_of_many_phases_are_not_cut():
+    phases = ("base", "sft", "reasoning", "calls", "agent", "general", "distill", "moderate", "hard")
+    per_task = {phase: {f"task_{i:03}": i / 100 for i in range(11)} for phase in phases}
+    text = printed(lambda screen: screen.summary({"per_task": per_task}))
+    assert all(phase in text for phase in phases) and text.count("10%") == len(phases)
+
+
 def test_a_terminal_gets_one_bar_and_warnings_above_it(terminal):
     def act(screen):
         screen.header({"recipe": "tiny"})
