@@ -41,7 +41,7 @@ def _files(pid: int) -> int:
     total = 0
     for folder in TMPFS:
         try:
-            found = os.statvfs(f"/proc/{pid}/root/{folder}")
+            found = os.statvfs(os.path.join("/proc", str(pid), "root", folder))
         except OSError:  # it has ended
             return 0
         if found.f_blocks * found.f_frsize <= 2**30:  # not the host's own, before the sandbox has its own
