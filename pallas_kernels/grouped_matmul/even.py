@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.grouped_matmul.quantized import Quantized
+from pallas_kernels.grouped_matmul.xla import finished
 
 RUN = 4  # guests of one group, side by side, that are done at a time
 
@@ -46,9 +47,7 @@ def products(
         return [jax.lax.dynamic_update_slice_in_dim(o, x, place * block, 0) for o, x in zip(out, found, strict=True)]
 
     each = _over_guests(visit, owners, groups, product([_apart(x, groups) for x in lhs], matrices))
-    found: list[Any] = list(finish(*each, *beside)) if finish else each
-    kept, summed = found[: len(found) - sums], found[len(found) - sums :]
-    return [y.astype(dtype) for y in kept] + [y.astype(jnp.float32).sum(axis=1, keepdims=True) for y in summed]
+    return finished(each, finish, beside, sums, dtype)
 
 
 def transposed_product(

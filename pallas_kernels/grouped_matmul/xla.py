@@ -61,6 +61,17 @@ def products(
     sizes = _sizes(block, len(lhs[0])) if large else (block,)
     shapes = jax.eval_shape(lambda: product(lhs, [m[0] for m in matrices]))
     each = jax.lax.fori_loop(0, len(group_sizes), group, [jnp.zeros(x.shape, x.dtype) for x in shapes])
+    return finished(each, finish, beside, sums, dtype)
+
+
+def finished(
+    each: list[Float[Array, "rows width"]],
+    finish: Callable[..., Sequence[jax.Array]] | None,
+    beside: Sequence[Float[Array, "rows width"]],
+    sums: int,
+    dtype: Any,
+) -> list[Float[Array, "rows width"]]:
+    """What ``finish`` makes of the products in ``dtype``, and its last ``sums`` results summed over their columns."""
     found: list[Any] = list(finish(*each, *beside)) if finish else each
     kept, summed = found[: len(found) - sums], found[len(found) - sums :]
     return [y.astype(dtype) for y in kept] + [y.astype(jnp.float32).sum(axis=1, keepdims=True) for y in summed]
