@@ -49,15 +49,15 @@ def group_of(problem, *answers):
 class Always:
     """An engine that answers everything alike, one text a sample."""
 
-    def __init__(self, chat, *said, max_prompt=10_000):
-        self.chat, self.said = chat, said
+    def __init__(self, chat, *said, max_prompt=10_000, temperature=1.0):
+        self.chat, self.said, self.temperature = chat, said, temperature
         self.limits = types.SimpleNamespace(max_prompt=max_prompt)
 
     def load(self, weights):
         return weights
 
     def generate(self, weights, prompts, key, *, samples, temperature):
-        assert samples == len(self.said) and temperature == 1.0
+        assert samples == len(self.said) and temperature == self.temperature
         return [[self.completion(text) for text in self.said] for _ in prompts]
 
     def completion(self, text):
@@ -97,6 +97,11 @@ def test_a_verdict_is_rewarded_where_it_is_the_verifiers(chat):
     assert [[t.reward for t in group] for group in found] == [[1.0, 0.1, 0.1, 0.0], [0.1, 1.0, 0.1, 0.0]]
     assert agreed(found) == 0.25
     assert all(t.problem.answer == verdict_line(v) for group, v in zip(found, (1, -1), strict=True) for t in group)
+
+
+def test_where_the_temperature_moves_verdicts_are_sampled_at_the_steps_own(chat):
+    refresh = refresh_of(chat, Always(chat, *["Verdict: A"] * 4, temperature=0.7))
+    assert len(refresh.judged({}, refresh.lessons(group_of(asked("it"), RIGHT, "8"), 1), 1, 0.7)) == 2
 
 
 LENGTH = 128
@@ -166,8 +171,8 @@ class Setting:
         copied = jax.tree.map(lambda x: x + 0, self.weights)  # an update gives its state's memory away
         return fresh_state(copied, self.optimizing.optimizer, self.mesh)
 
-    def learn(self, refresh, steps, state=None, start=0, used=0):
-        settings = dataclasses.replace(self.recipe.rl, steps=steps)
+    def learn(self, refresh, steps, state=None, start=0, used=0, tokens=0):
+        settings = dataclasses.replace(self.recipe.rl, steps=steps, tokens=tokens)
         prepare = rl.Preparation(settings, LENGTH, 16, self.mesh)
         curriculum = Curriculum(("gcd",), 0, 0.8, seed=0)
         parts = self.optimizing, self.graph, state or self.fresh(), Known(), curriculum, self.chat, prepare, None
@@ -194,6 +199,13 @@ def test_a_step_trains_on_its_lessons_and_a_resumed_one_too(setting):
     assert whole[0].metrics["sampled_tokens"] == 2 * answers + verdicts
     assert whole[0].metrics["trained_tokens"] <= answers + verdicts
     assert any(sample["task"] == "critic" for sample in whole[0].samples)
+
+
+def test_the_step_that_uses_the_tokens_up_is_marked_as_the_last(setting):
+    a_step = setting.learn(None, steps=1)[0].metrics["used_tokens"]
+    steps = setting.learn(None, steps=9, tokens=a_step + 1)
+    assert [(step.number, step.last) for step in steps] == [(1, False), (2, True)]
+    assert setting.learn(None, steps=9, tokens=a_step, start=1, used=a_step) == []
 
 
 @pytest.mark.slow
