@@ -21,6 +21,8 @@ def orthogonalise(
 ) -> Float[Array, "*stack rows columns"]:
     """U Vᵀ of x = U S Vᵀ, roughly: singular values end between 0.7 and 1.2 (Jordan et al. 2024, "Muon").
 
+    Those hundreds of times smaller than the largest end lower: at a spread of 300 as low as 0.62 was seen.
+
         X ← x / ‖x‖,  then ``steps`` times  A = X Xᵀ,  X ← a X + (b A + c A²) X
 
     The matrix is first divided by its largest entry, so gradients of any size count; one of zeros stays zero.
