@@ -136,9 +136,6 @@ class _Worker(threading.Thread):
         reason = "the sampling service is closed"
         try:
             while self._act():
-                for ticket in [t for t, (future, _) in list(self._open.items()) if future.cancelled()]:
-                    self.bank.cancel(ticket)
-                    del self._open[ticket]
                 if self.bank.busy:
                     self._poll()
         except BaseException as error:
@@ -150,12 +147,20 @@ class _Worker(threading.Thread):
         """Does what there is to do; waits for it where the bank is idle. False once the service is closed."""
         while not self.bank.busy or not self._actions.empty():
             action, done = self._actions.get()
+            self._drop_cancelled()
             if action:
                 action(self.bank)
             done.set_result(None)
             if not action:
                 return False
+        self._drop_cancelled()
         return True
+
+    def _drop_cancelled(self) -> None:
+        """Takes those out that nobody waits for any more."""
+        for ticket in [ticket for ticket, (future, _) in list(self._open.items()) if future.cancelled()]:
+            self.bank.cancel(ticket)
+            del self._open[ticket]
 
     def _poll(self) -> None:
         for ticket, completion in self.bank.poll():
