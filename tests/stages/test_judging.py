@@ -290,7 +290,7 @@ def test_long_episodes_are_cut_so_that_any_two_fit_the_critics_prompt(tokenizer)
     problem = worlds.problem("shop", 0, 1)
     texts = ["`" * 40 + "a b\n" * 700, "7" * 3000, 'é{}"\\' * 400, "end "]
     group = [episode_of(problem, "first", text, f"the end {i}") for i, text in enumerate(texts)]
-    for most in (700, 901, 1200):
+    for most in (1001, 1400):
         judging = Judging(dataclasses.replace(CRITIC, max_prompt=most), chat)
         shown = judging.shown(group)
         assert all("tokens left out" in text and "the end" in text for text in shown[:3]) and "left" not in shown[3]
@@ -316,7 +316,8 @@ def test_an_episode_is_graded_beside_its_worlds_own_solver(chat):
 
 
 def test_where_a_world_has_no_solver_its_grader_has_no_opinion(chat, monkeypatch):
-    monkeypatch.setitem(worlds.WORLDS, "register", dataclasses.replace(worlds.WORLDS["register"], solve=None))
+    unsolved = dataclasses.replace(worlds.WORLDS["register"], solve=None)
+    monkeypatch.setattr(worlds, "world", {"register": unsolved}.__getitem__)
     problem = worlds.problem("register", 0, 3)
     group = [episode_of(problem, "1"), episode_of(problem, "2", reward=0.0)]
     judging = Judging(dataclasses.replace(CRITIC, name="genrm"), chat, engine=Critic(chat, lambda *_: "Verdict: 3"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +18,12 @@ def transcript(messages: Sequence[Message], question: str) -> str:
     """A conversation as JSON, a message a line: answers, calls of tools, their results and what users said.
 
     Reasoning is left out, and so is what stands before the first answer and is the ``question`` or a system's. In JSON
-    no message can end its line and begin another: nobody speaks for a tool or a user but they themselves.
+    no message can end its line and begin another: nobody speaks for a tool or a user but they themselves. More than
+    three backticks in a row are escaped, so that they make no fence around the text longer.
     """
     known = itertools.dropwhile(lambda m: m["role"] == "system" or m.get("content") == question, messages)
-    return "\n".join(json.dumps(_visible(message), ensure_ascii=False) for message in known)
+    text = "\n".join(json.dumps(_visible(message), ensure_ascii=False) for message in known)
+    return re.sub("`{4,}", lambda run: "\\u0060" * len(run[0]), text)
 
 
 def _visible(message: Message) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def cut(text: str, most: int, tokenizer: Tokenizer) -> str:
         head, tail = room - room // 2, room // 2
         parts = tokens[:head], tokens[len(tokens) - tail :]
         first, last = (tokenizer.decode(part) for part in parts)
-        shorter = f"{first}\n[{len(tokens) - room} tokens left out]\n{last}".strip("\n")
+        shorter = "\n".join(filter(None, (first, f"[{len(tokens) - room} tokens left out]", last)))
         over = len(tokenizer.encode(shorter)) - most
         if over <= 0 or not room:
             return shorter

@@ -32,6 +32,12 @@ def test_all_that_was_visible_is_there_in_order_and_reasoning_is_not():
     ], "one line a message, so that no message speaks for another role; the question is left out where it was asked"
 
 
+def test_runs_of_backticks_say_the_same_and_are_short():
+    said = "```python\n" + "`" * 30
+    text = transcript([{"role": "assistant", "content": said}], "")
+    assert json.loads(text)["content"] == said and "```python" in text and "````" not in text
+
+
 def test_a_task_that_is_not_the_question_is_told():
     assert len(transcript(MESSAGES, "another").splitlines()) == 5
 
