@@ -161,13 +161,12 @@ class Flight:
 
         while True:
             for number in sorted(self._groups):
-                late = [other for other in self._late(version) if other.number != number]
-                if self._groups[number].landed and hoped() + len(late) < settings.prompts:
+                if self._groups[number].landed and self._may_be_taken(number, version, hoped()):
                     group = self._groups.pop(number)
                     broken = self._land(group) or broken
                     landed, ungraded = landed + 1, ungraded + len(group.tasks) - len(group.graded)
                     pending += [group] if group.graded else []
-            enough = hoped() == settings.prompts or landed >= settings.prompts * settings.max_rounds
+            enough = hoped() >= settings.prompts or landed >= settings.prompts * settings.max_rounds
             late = self._late(version)
             if pending and not (patient and (late or not enough)):
                 groups, told = await self._settled(pending, reward)
@@ -190,7 +189,7 @@ class Flight:
             await self._rounds.pause()
         if not everything:
             raise UserError(f"not one of {ungraded} responses could be graded: {broken}")
-        return Experience(taken, everything, draws, -(-landed // settings.prompts), ungraded, tally)
+        return Experience(taken[: settings.prompts], everything, draws, -(-landed // settings.prompts), ungraded, tally)
 
     def state(self) -> list[dict[str, Any]]:
         """The groups in flight, JSON-able; to be asked between two steps."""
@@ -219,7 +218,17 @@ class Flight:
 
     def _late(self, version: int) -> list[Group]:
         """The groups that this step has to take."""
-        return [group for group in self._groups.values() if version - group.version >= self.settings.carry_over]
+        return [group for group in self._groups.values() if self._left(group, version) <= 0]
+
+    def _left(self, group: Group, version: int) -> int:
+        """Steps that a group may still go on into."""
+        return self.settings.carry_over - (version - group.version)
+
+    def _may_be_taken(self, number: int, version: int, hoped: int) -> bool:
+        """Whether there is room, in this step and those to come, for all that must be taken before this group."""
+        left = [self._left(group, version) for group in self._groups.values()]
+        own = self._left(self._groups[number], version)
+        return all(hoped + sum(each <= k for each in left) < self.settings.prompts * (k + 1) for k in range(own))
 
     def _begin(self, version: int, draws: int) -> int:
         longest = self.engine.limits.max_prompt

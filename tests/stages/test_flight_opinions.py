@@ -94,12 +94,11 @@ class Sampled(Reading):
 class Elsewhere:
     """Prefers the answer whose letters add up to more; takes its time, and is away for some words."""
 
-    def __init__(self, salt=0, away=lambda a, b: False):
-        self.random, self.away, self.asked = random.Random(salt), away, 0
+    def __init__(self, delay=0.0, away=lambda a, b: False):
+        self.random, self.delay, self.away = random.Random(0), delay, away
 
     async def ask(self, messages, seed):
-        self.asked += 1
-        await asyncio.sleep(0.03 * self.random.random())
+        await asyncio.sleep(self.delay * self.random.random())
         a, b = (text.strip() for text in messages[1]["content"].split("```")[3::2])
         if self.away(a, b):
             raise JudgeFailed("HTTP 503")
@@ -186,8 +185,8 @@ def test_saved_and_begun_again_the_policy_judges_the_same_bit_for_bit(
 
 def test_how_long_a_judge_elsewhere_takes_changes_nothing(engine, chat, policies):
     runs = [
-        flown(engine, chat, policies, Reading(CRITIC, chat, endpoint=Elsewhere(salt)), saved_after=after)
-        for salt, after in ((1, None), (2, None), (3, 1))
+        flown(engine, chat, policies, Reading(CRITIC, chat, endpoint=Elsewhere(delay)), saved_after=after)
+        for delay, after in ((0.0, None), (0.02, None), (0.3, 1))
     ]
     assert carried(runs[0]) and len({t.opinion for step in runs[0] for t in step.everything}) > 2
     assert bits(runs[0]) == bits(runs[1]) == bits(runs[2])
