@@ -117,13 +117,7 @@ class Flight:
         self._loop.close()
 
     def collect(
-        self,
-        weights: nnx.State,
-        version: int,
-        draws: int,
-        temperature: float | None = None,
-        *,
-        reward: nnx.State | None = None,
+        self, weights: nnx.State, version: int, draws: int, temperature: float | None = None, reward: Any = None
     ) -> Experience:
         """A step's experience; ``version`` counts the policies, ``draws`` the prompts drawn so far in the run.
 
