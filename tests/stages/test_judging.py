@@ -241,6 +241,7 @@ def one_step(judge, tmp_path):
         None,
         start=0,
         draws=0,
+        used=0,
         samples_per_step=0,
     )
     return step
