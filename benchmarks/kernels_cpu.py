@@ -32,7 +32,7 @@ def main() -> None:
     torch.set_num_threads(options.cores)
     rows = []
     for title, sides in comparisons():
-        seconds = measure.in_turns(sides, options.repetitions, warmup=2)
+        seconds = measure.in_turns(sides, options.repetitions, unseen=2)
         ours, theirs = seconds.values()
         row = {"case": title, "against": list(sides)[1], "ours": ours, "theirs": theirs}
         rows.append(row | {"ratio": measure.ratio(ours, theirs)})

@@ -54,14 +54,20 @@ def recipe(scale: str = "tiny", *overrides: str) -> Any:
     return validate.recipe_from(config)
 
 
-def in_turns(sides: dict[str, Callable[[], Any]], repetitions: int, warmup: int = 1) -> dict[str, list[float]]:
+def in_turns(
+    sides: dict[str, Callable[[], Any]], repetitions: int, warmup: int = 1, unseen: int = 0
+) -> dict[str, list[float]]:
     """Seconds of every repetition of every side, one after the other, the order turned round each time.
 
-    What else the machine does then falls on all sides alike. Each call must end when its result is there.
+    What else the machine does then falls on all sides alike. Each call must end when its result is there. ``unseen``
+    calls come before each that is timed: the threads of the side before, which spin on for milliseconds, and what it
+    left in the caches then cost neither anything.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repetition in range(-warmup, repetitions):
         for name in list(sides)[:: 1 if repetition % 2 else -1]:
+            for _ in range(unseen):
+                sides[name]()
             before = time.perf_counter()
             sides[name]()
             if repetition >= 0:

@@ -16,13 +16,14 @@ from posttrain_jax.models.decoder import Decoder
 jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu"))
 # Not through XLA_FLAGS: a command that a test starts must see the machine as it is.
 jax.config.update("jax_num_cpu_devices", 8)
-# Most of a test's time is the compiler's. What tests start in processes of their own is compiled as users' programs are.
-if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_configure(config):
-    """Compiled programs outlive the session, in pytest's own cache: a second run takes half the time."""
+    """Compiled programs outlive the session, in pytest's own cache: a second run takes half the time.
+
+    Most of a quick test's time is the compiler's, which is asked for less there; slow ones compile as users' programs.
+    """
+    jax.config.update("jax_disable_most_optimizations", "not slow" in config.option.markexpr)
     if hasattr(config, "cache"):
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

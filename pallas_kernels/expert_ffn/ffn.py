@@ -78,8 +78,11 @@ def _ffn(tokens, weights, gate, up, down, chosen, block, backend):
 
 def _forward(tokens, weights, gate, up, down, chosen, block, backend):
     way = _training_form(backend, block, gate.shape[0])
-    sort = partial(sort_evenly, block=_half(block)) if way.name == "even" else partial(sort_by_expert, block=block)
-    slot_of_row, row_of_slot, group_sizes = sort(chosen, gate.shape[0])
+    experts = gate.shape[0]
+    if way.name == "even":
+        slot_of_row, row_of_slot, group_sizes = sort_evenly(chosen, experts, _spare(chosen.size / experts))
+    else:
+        slot_of_row, row_of_slot, group_sizes = sort_by_expert(chosen, experts, block)
     rows = dispatch(tokens, slot_of_row, row_of_slot.shape[1])
     options = {"outputs": 3} if backend in ("tpu", "gpu") else {}
     a, b, inner = way.products([rows], [gate, up], group_sizes, lambda a, b: [a, b, jax.nn.silu(a) * b], **options)
@@ -116,9 +119,12 @@ def _training_form(backend, block, experts):
     return even_form(experts) if backend == "xla" else form(backend, block, training=True)
 
 
-def _half(block):
-    """Blocks of even groups: a group has room for one more than its share, which is multiplied whether used or not."""
-    return max(block // 2, 8)
+def _spare(share):
+    """Rows of a block of even groups. A group has room for one more than its share, multiplied whether used or not.
+
+    Shares that fall by chance have a standard deviation of their root: the spare block takes 1 to 2 of those.
+    """
+    return int(np.clip(2 ** np.floor(np.log2(2 * share**0.5)), 8, MOST_BLOCK))
 
 
 _ffn.defvjp(_forward, _backward)
