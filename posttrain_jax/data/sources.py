@@ -239,10 +239,14 @@ class FileSource:
 
 
 class JoinedSource:
-    """Several sources, one behind the other."""
+    """Several sources, one behind the other.
+
+    Attributes:
+      sources: these.
+    """
 
     def __init__(self, sources: Sequence[Source]):
-        self._sources = sources
+        self.sources = sources
         self._ends = list(itertools.accumulate(map(len, sources)))
 
     def __len__(self) -> int:
@@ -258,7 +262,7 @@ class JoinedSource:
 
     def _at(self, index: int) -> tuple[Source, int]:
         number = bisect.bisect_right(self._ends, index)
-        return self._sources[number], index - (self._ends[number - 1] if number else 0)
+        return self.sources[number], index - (self._ends[number - 1] if number else 0)
 
 
 class TfdsSource:
