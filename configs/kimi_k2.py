@@ -5,14 +5,13 @@
 The architecture and the chat format are those of the released Kimi-K2-Instruct or, with `-thinking`, Kimi-K2-Thinking,
 which reasons between its calls of tools, hundreds of them, and is trained for experts in INT4 and rolled out with them.
 `tiny` is the latter unless told otherwise, `full` the former. SFT learns from instructions and from demonstrations in
-worlds with tools (`launch/synthesize.py` makes more, for `sft.data`); RL first acts in the worlds, then learns from a
-gym of verifiable questions together with the policy's own critique.
+worlds with tools (`launch/synthesize.py` makes more, for `sft.data`); RL first acts in the worlds, then goes on there
+and learns from a gym of verifiable questions, together with the policy's own critique.
 
 Published (Kimi K2, arXiv 2507.20534; Moonlight, arXiv 2502.16982) is what is cited beside the numbers below. Not
 published, and so this project's own: the strength tau, the weight of PTX, budgets, penalties and temperatures, group
-size, learning rates, batches and lengths. The report trains on worlds, gym and critique at once; here worlds come
-first, because a critique ranks answers of one turn. At `tiny` there is no critique, for so small a model cannot judge,
-and the world stays to the end.
+size, learning rates, batches and lengths. The report trains on worlds, gym and critique at once; here a stage of worlds
+alone comes first. At `tiny` there is no critique, for so small a model cannot judge.
 
 scale   model                           hardware
 tiny    0.4 M weights, 3 layers         a laptop: two CPU cores
@@ -63,7 +62,7 @@ def _kimi(scale: str, variant: str, worlds: tuple[str, ...]) -> ConfigDict:
 
     c.stages = ("sft", "agentic", "joint")
     c.phases.agentic = {"kind": "rl", "tasks": {"names": worlds}}
-    c.phases.joint = {"kind": "rl", "tasks": {"names": GYM}}
+    c.phases.joint = {"kind": "rl", "tasks": {"names": (*GYM, *worlds)}}
     if variant == "thinking":
         c.precision.qat = "int4"  # routed experts in groups of 32, as the released config.json has them
         c.rollout.int4 = True
@@ -105,7 +104,6 @@ def tiny(variant: str) -> ConfigDict:
     c.rl.optimizer.weight_decay = 0.0
 
     c.phases.agentic.rl = {"steps": 25, "prompts": 12}
-    c.phases.joint.tasks.names = c.tasks.names  # without a critique worlds can stay
     # of a hundred worked answers to each, none was longer than 39 tokens
     budgets = tuple(f"{name}={48 if name in ('chain_sum', 'basic_arithmetic', 'products') else 56}" for name in GYM)
     c.phases.joint.rl = {"steps": 60, "budgets": budgets}
@@ -158,5 +156,6 @@ def full(variant: str) -> ConfigDict:
     }
     # K2-Thinking goes on over 200 to 300 calls (its release notes); the other bounds are ours
     turns = 300 if variant == "thinking" else 50
-    c.phases.agentic.episodes = {"turns": turns, "tokens": 32768, "segments": 4}
+    for phase in (c.phases.agentic, c.phases.joint):
+        phase.episodes = {"turns": turns, "tokens": 32768, "segments": 4}
     return c

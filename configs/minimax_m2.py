@@ -7,9 +7,9 @@ the sizes and rates of M2's own post-training, so the reinforcement learning fol
 (arXiv 2506.13585): CISPO, AdamW with betas .9/.95 and epsilon 1e-15, overlong penalty, early stop of repetition,
 dynamic sampling and a difficulty curriculum; above `tiny` also its order: questions that a rule verifies first, then
 general ones mixed in with a model's opinion of the answers, at `small` a Bradley-Terry model's, at `full` the policy's
-own as a generative judge. An agent with tools is trained between the two, where its worlds fit: a judge's opinion is of
-answers of one turn. Learning rates, batch sizes, steps and weights are this project's own choice, and so is MuonClip at
-full scale, which keeps one moment where AdamW keeps two.
+own as a generative judge. An agent with tools is trained between the two, where its worlds fit. Learning rates, batch
+sizes, steps and weights are this project's own choice, and so is MuonClip at full scale, which keeps one moment where
+AdamW keeps two.
 
 scale   model                        hardware
 tiny    0.5 M weights, 3 layers      a laptop: two CPU cores

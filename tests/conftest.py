@@ -16,6 +16,9 @@ from posttrain_jax.models.decoder import Decoder
 jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu"))
 # Not through XLA_FLAGS: a command that a test starts must see the machine as it is.
 jax.config.update("jax_num_cpu_devices", 8)
+# Most of a test's time is the compiler's. What tests start in processes of their own is compiled as users' programs are.
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_configure(config):

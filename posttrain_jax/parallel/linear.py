@@ -9,6 +9,8 @@ from jaxtyping import Array, Float
 
 from posttrain_jax.parallel.placement import Axes, along, current, summed, whole
 
+NARROW = 8  # times narrower than its input: a gradient whose transpose costs next to nothing
+
 
 def linear(
     x: Float[Array, "batch length width"], weight: Float[Array, "width out"], axes: Axes
@@ -50,7 +52,8 @@ def product(
     """x @ weight on one device.
 
     The gradient of the weight is written out as xᵀ @ gradient. JAX would derive (gradientᵀ @ x)ᵀ, for which a compiler
-    that wants its operands in rows transposes the gradient of each product instead of the one input they share.
+    that wants its operands in rows transposes the gradient of each product instead of the one input they share. A
+    gradient much narrower than x, as a router's is, is the cheaper one to transpose.
     """
     return x @ weight.astype(x.dtype)
 
@@ -61,7 +64,11 @@ def _product_forward(x, weight):
 
 def _product_backward(saved, gradient):
     x, weight = saved
-    d_weight = jax.lax.dot_general(x, gradient, (((0, 1), (0, 1)), ((), ())))
+    tokens = (((0, 1), (0, 1)), ((), ()))
+    if gradient.shape[-1] * NARROW <= x.shape[-1]:
+        d_weight = jax.lax.dot_general(gradient, x, tokens).T
+    else:
+        d_weight = jax.lax.dot_general(x, gradient, tokens)
     return gradient @ weight.astype(x.dtype).T, d_weight.astype(weight.dtype)
 
 

@@ -37,8 +37,19 @@ class Rounds:
     that the future depends on is tokens; those can be saved (`begun`) and taken up again (``begun`` of `complete`).
     """
 
-    def __init__(self, engine: Engine, weights: nnx.State, *, version: int = 0, reuse: bool = True):
-        """``version`` is the number of the policy, for `Completion.versions`."""
+    def __init__(
+        self,
+        engine: Engine,
+        weights: nnx.State,
+        *,
+        version: int = 0,
+        reuse: bool = True,
+        turns: asyncio.Lock | None = None,
+    ):
+        """``version`` is the number of the policy, for `Completion.versions`.
+
+        With the ``turns`` of others on the same devices, one round is under way at a time.
+        """
         key, banks = jax.random.key(0), engine.banks_for(weights)
         self._engine = engine
         self._banks = [Bank(engine, weights, key, version=version, reuse=reuse) for _ in range(banks)]
@@ -46,7 +57,7 @@ class Rounds:
         self._tickets = itertools.count()
         self._driver: asyncio.Task[None] | None = None
         self._paused = False
-        self._polling = asyncio.Lock()
+        self.turns = turns or asyncio.Lock()
 
     @property
     def account(self) -> Account:
@@ -73,19 +84,25 @@ class Rounds:
 
     async def begun(self) -> dict[int, Completion | None]:
         """What open requests, by their ``id``, have drawn so far, once no round is under way; None is nothing."""
-        async with self._polling:
+        async with self.turns:
             held = self._held()
         return {id(entry.request): self._so_far(ticket, entry, held) for ticket, entry in self._open.items()}
 
     async def pause(self) -> None:
         """Lets the round that is under way end, and callers go on as far as they can without another.
 
-        Until `update_weights` there is no other.
+        Until `resume` or `update_weights` there is no other.
         """
         self._paused = True
         if self._driver is not None:
             await self._driver
         await self._quiet()
+
+    def resume(self) -> None:
+        """Goes on after a `pause`."""
+        self._paused = False
+        if self._open and self._driver is None:
+            self._drive()
 
     async def update_weights(self, weights: nnx.State, version: int) -> None:
         """Goes on with other weights (from `Engine.load`)."""
@@ -96,9 +113,7 @@ class Rounds:
         for bank in self._banks:
             bank.clear()
             bank.update_weights(weights, version)
-        self._paused = False
-        if self._open:
-            self._drive()
+        self.resume()
 
     def _held(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         return {ticket: drawn for bank in self._banks for ticket, drawn in bank.so_far().items()}
@@ -121,7 +136,7 @@ class Rounds:
                 busy = [bank for bank in self._banks if bank.busy]
                 if not busy or self._paused:
                     return
-                async with self._polling:
+                async with self.turns:
                     rounds = await asyncio.gather(*(asyncio.to_thread(bank.poll) for bank in busy))
                 for finished in rounds:
                     for ticket, completion in finished:

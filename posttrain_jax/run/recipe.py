@@ -378,7 +378,9 @@ class Judge:
     )
     clip: float = setting(2.0, "genrm: bound of its rewards in deviations of the batch; 0 is none", minimum=0.0)
     rubrics: tuple = setting((), "the tasks' own rubrics, a sentence each, beside the general ones")
-    max_prompt: int = setting(1024, "longest question to the policy as judge, in tokens", minimum=1)
+    max_prompt: int = setting(
+        1024, "longest question to the policy as judge, in tokens; episodes are cut to it", minimum=1
+    )
     max_response: int = setting(256, "longest answer of the judge, in tokens", minimum=1)
     temperature: float = setting(0.0, "the judge's; 0 is greedy", minimum=0.0)
     refresh: int = setting(
@@ -393,7 +395,7 @@ class Reward:
 
     verifier_weight: float = setting(1.0, "weight of the verifier's reward", minimum=0.0)
     model_weight: float = setting(0.0, "weight of the score of the reward_model stage's model; 0 is off", minimum=0.0)
-    domains: tuple = setting((), "other weights in an area's questions: 'logic.model=0.5', 'algebra.verifier=2'")
+    domains: tuple = setting((), "other weights in an area or a world: 'logic.model=0.5', 'shop.verifier=2'")
     clip: float = setting(5.0, "largest score, in deviations from the running mean", minimum=0.0)
     length_bound: float = setting(
         0.5, "correlation of score and length above which its slope is taken out; 0 is off", minimum=0.0, maximum=1.0

@@ -257,8 +257,9 @@ def _reward_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     sound = True
     for entry in settings.domains:
         from posttrain_jax.data.tasks import AREAS  # imported when asked for: the generators are slow to load
+        from posttrain_jax.environments.worlds import WORLDS
 
-        areas = sorted(set(AREAS.values()))
+        areas = sorted({*AREAS.values(), *WORLDS})
         try:
             domain, reward, _ = mixture.parse(entry)
         except ValueError as error:

@@ -192,14 +192,13 @@ def _rl(shared: Shared, state: TrainState, start: int, cursor: Mapping[str, Any]
     if cursor:
         curriculum.restore(cursor["curriculum"])
     limits, segments = shared.engine.limits, recipe.episodes.segments if _flies(recipe) else 1
-    judging = (
-        None
-        if _flies(recipe) or settings.debug == "train_only"
-        else make_judging(recipe, shared.chat, shared.mesh, shared.workdir)
-    )
+    replayed = settings.debug == "train_only"
+    judging = None if replayed else make_judging(recipe, shared.chat, shared.mesh, shared.workdir)
     refresh = _refresh(recipe, judging)
     longest = max(limits.positions, refresh.engine.limits.positions if refresh else 0)
     with contextlib.ExitStack() as held:
+        if judging and judging.endpoint:
+            held.enter_context(judging.endpoint)
         yield from rl.train(
             settings,
             optimizing(shared, "rl"),
@@ -226,7 +225,7 @@ def _refresh(recipe: Recipe, judging: Judging | None) -> Refresh | None:
     if not recipe.rl.judge.refresh or judging is None or judging.engine is None:
         return None
     key = jax.random.fold_in(jax.random.key(recipe.seed), 2)
-    return Refresh(recipe.rl, judging.engine, judging.chat, judging.rubrics, key)
+    return Refresh(recipe.rl, judging.engine, judging.chat, judging.rubrics, key, judging.shown)
 
 
 def _collector(
@@ -244,14 +243,14 @@ def _collector(
     folder = Path(settings.rollouts) if settings.rollouts else shared.folder / "rollouts"
     if settings.debug == "train_only":
         return Replayed(folder)
+    scoring = Scoring(settings.reward, Scorer(shared.graph, settings.microbatch_rows, settings.length, shared.mesh))
+    if "scoring" in cursor:
+        scoring.restore(cursor["scoring"])
     if _flies(recipe):
-        flight = _flight(shared, curriculum, cursor.get("flight", ()))
+        flight = _flight(shared, curriculum, cursor.get("flight", ()), scoring, judging)
         held.enter_context(contextlib.closing(flight))
         collector: Collector = InFlight(flight, heat)
     else:
-        scoring = Scoring(settings.reward, Scorer(shared.graph, settings.microbatch_rows, settings.length, shared.mesh))
-        if "scoring" in cursor:
-            scoring.restore(cursor["scoring"])
         key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
         collector = AtOnce(settings, recipe.tasks, shared.engine, chat, curriculum, key, scoring, judging, heat)
     return Recorded(collector, folder, chat) if settings.debug == "rollout_only" else collector
@@ -269,10 +268,10 @@ def _heat(shared: Shared) -> Heat:
     return Heat(sampling, recipe.rl.steps, measure)
 
 
-def _flight(shared: Shared, curriculum: Curriculum, state: Sequence[Any]) -> Flight:
+def _flight(
+    shared: Shared, curriculum: Curriculum, state: Sequence[Any], scoring: Scoring, judging: Judging | None
+) -> Flight:
     recipe = shared.recipe
-    if recipe.rl.judge.name != "none" or recipe.rl.reward.model_weight or recipe.rl.reward.domains:
-        raise UserError("rl.judge and rl.reward work with tasks of one turn and rl.carry_over=0 alone")
     if jax.process_count() > 1:
         raise UserError("worlds in tasks.names and rl.carry_over work in one process, and these are several")
     flight = Flight(
@@ -283,6 +282,8 @@ def _flight(shared: Shared, curriculum: Curriculum, state: Sequence[Any]) -> Fli
         shared.chat,
         curriculum,
         recipe.seed,
+        scoring=scoring,
+        judging=judging,
         beside=recipe.rollout.beside,
     )
     flight.restore(state)

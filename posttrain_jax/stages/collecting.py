@@ -87,7 +87,7 @@ class AtOnce:
 
 @dataclasses.dataclass(frozen=True)
 class InFlight:
-    """Groups of many turns, or that go on beyond a step; see `Flight`."""
+    """Groups of many turns, or that go on beyond a step; see `Flight`, which has the scoring and the judging."""
 
     flight: Flight
     heat: Heat | None = None
@@ -96,11 +96,14 @@ class InFlight:
         """As `Collector` has it; policies are numbered from 0."""
         weights = self.flight.engine.load(split_critic(state.weights)[0])
         heat = self.heat.at(weights, number) if self.heat else None
-        return _observed(self.heat, self.flight.collect(weights, number - 1, draws, heat), heat)
+        found = self.flight.collect(weights, number - 1, draws, heat, reward=state.reward)
+        return _observed(self.heat, found, heat)
 
     def state(self) -> dict[str, Any]:
         """As `Collector` has it."""
-        return ({"flight": self.flight.state()} if self.flight.settings.carry_over else {}) | _kept(self.heat)
+        flight = self.flight
+        kept = {"flight": flight.state()} if flight.settings.carry_over else {}
+        return kept | ({"scoring": flight.scoring.state()} if flight.scoring else {}) | _kept(self.heat)
 
 
 @dataclasses.dataclass(frozen=True)

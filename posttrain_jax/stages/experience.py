@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -70,7 +70,12 @@ class Trajectory:
 
 
 class Judged(Protocol):
-    """Anything that was sampled and judged, of one turn or many: a `Trajectory`, or an episode (`playing.Played`)."""
+    """Anything that was sampled and judged, of one turn or many: a `Trajectory`, or an episode (`playing.Played`).
+
+    All are dataclasses, so that models may add to what a verifier said (`dataclasses.replace`).
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     @property
     def problem(self) -> Problem: ...
@@ -86,6 +91,12 @@ class Judged(Protocol):
     def size(self) -> int: ...
     @property
     def finish(self) -> str: ...
+    @property
+    def masked(self) -> bool: ...
+    @property
+    def score(self) -> float | None: ...
+    @property
+    def opinion(self) -> float | None: ...
     def shown(self, chat: Chat) -> dict: ...
 
 
@@ -121,14 +132,13 @@ class Experience:
 def statistics(experience: Experience) -> dict[str, float]:
     """What a step's rollouts say about the policy; ``score_…`` are a reward model's correlations."""
     everything = experience.everything
-    lengths = np.array([t.length for t in everything])
-    scores = np.array([t.score for t in everything if isinstance(t, Trajectory) and t.score is not None])
+    known = [(t.score, t.length, t.verdict.correct) for t in everything if t.score is not None]
     scored = {}
-    if len(scores):
-        right = np.array([float(t.verdict.correct) for t in everything])
+    if known:
+        scores, long, right = np.array(known, np.float64).T
         scored = {
             "score": float(scores.mean()),
-            "score_length": correlation(scores, lengths),
+            "score_length": correlation(scores, long),
             "score_correct": correlation(scores, right),
         }
     return {
@@ -179,11 +189,11 @@ def sample(chat: Chat, trajectory: Judged) -> dict:
         "canary": trajectory.problem.canary,
         "tokens": trajectory.length,
         "finish": trajectory.finish,
-        **({"score": trajectory.score} if isinstance(trajectory, Trajectory) and trajectory.score is not None else {}),
+        **({"score": trajectory.score} if trajectory.score is not None else {}),
     }
 
 
 def _opinions(trajectory: Judged) -> dict[str, float]:
     """What models said of it, before lengths shape the reward."""
-    told = {"model": getattr(trajectory, "score", None), "judge": getattr(trajectory, "opinion", None)}
+    told = {"model": trajectory.score, "judge": trajectory.opinion}
     return {name: value for name, value in told.items() if value is not None}

@@ -24,10 +24,19 @@ from posttrain_jax.run.recipe import Episodes
 
 @dataclasses.dataclass(frozen=True)
 class Played:
-    """An episode, judged; it is right if the world gave full marks."""
+    """An episode, judged; it is right if the world gave full marks.
+
+    Attributes:
+      reward: the episode's, and what models added to it.
+      masked, score, opinion: as of `experience.Trajectory`.
+    """
 
     problem: Problem
     episode: Episode
+    reward: float
+    masked: bool = False
+    score: float | None = None
+    opinion: float | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -38,11 +47,6 @@ class Played:
         correct = episode.ended == "done" and sum(episode.rewards) >= 1.0
         last = str(episode.messages[-1].get("content") or "")
         return right(last) if correct else wrong(episode.ended, last, well_formed=episode.ended != "format")
-
-    @property
-    def reward(self) -> float:
-        """The episode's."""
-        return self.episode.reward
 
     @property
     def segments(self) -> list[Segment]:
@@ -122,7 +126,7 @@ def play(
         return asyncio.run(all_of_them()) if chosen else []
 
     played = exchange.spread(range(len(pairs)), share)
-    return [Played(problem, episode) for problem, episode in zip(problems, played, strict=True)]
+    return [Played(problem, episode, episode.reward) for problem, episode in zip(problems, played, strict=True)]
 
 
 def _maker(problem: Problem) -> Callable:

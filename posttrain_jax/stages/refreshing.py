@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -39,6 +39,7 @@ class Refresh:
     Attributes:
       engine: samples verdicts, within the judge's limits of length.
       rubrics: that the critic is shown when it judges.
+      shown: what it reads of each response of a group.
     """
 
     settings: RL
@@ -46,6 +47,7 @@ class Refresh:
     chat: Chat
     rubrics: Sequence[Rubric]
     key: Key[Array, ""]
+    shown: Callable[[Sequence[Judged]], list[str]] = lambda group: [t.verdict.answer for t in group]
 
     def lessons(self, everything: Sequence[Judged], number: int) -> list[Lesson]:
         """Both orders of up to ``judge.refresh`` pairs of a step, each of another question; none that is too long."""
@@ -53,10 +55,10 @@ class Refresh:
         random.Random(number).shuffle(groups)
         found: list[Lesson] = []
         for place, group in enumerate(groups):
-            problem, said = group[0].problem, [t.verdict for t in group]
+            problem = group[0].problem
             if problem.canary or len(found) == 2 * self.settings.judge.refresh:
                 continue
-            told = [v.answer for v in said], [v.correct for v in said]
+            told = self.shown(group), [t.verdict.correct for t in group]
             pair = lessons(problem.question, *told, self.rubrics, most=1, seed=seed_of(number, place))
             if all(len(self._prompt(lesson)) <= self.engine.limits.max_prompt for lesson in pair):
                 found += pair
@@ -76,7 +78,7 @@ class Refresh:
         loaded = self.engine.load(split_critic(weights)[0])
         answers = self.engine.generate(loaded, prompts, key, samples=samples, temperature=heat) if prompts else []
         return [
-            [self._one(lesson, prompt, completion) for completion in completions]
+            [self._one(lesson, prompt, _drawn_by(number - 1, completion)) for completion in completions]
             for lesson, prompt, completions in zip(asked, prompts, answers, strict=True)
         ]
 
@@ -93,6 +95,10 @@ class Refresh:
             verdict = wrong("another verdict", message["content"], reward=partly, well_formed=said is not None)
         problem = Problem(TASK, 0, 0, lesson.messages[-1]["content"], wanted, "", {})
         return Trajectory(problem, prompt, completion, message, verdict, verdict.reward)
+
+
+def _drawn_by(version: int, completion: Completion) -> Completion:
+    return dataclasses.replace(completion, versions=np.full(len(completion.tokens), version, np.int32))
 
 
 def agreed(judged: Sequence[Sequence[Trajectory]]) -> float:

@@ -33,6 +33,9 @@ class Recorded:
     size: int
     finish: str
     words: dict
+    masked: bool = False
+    score: float | None = None
+    opinion: float | None = None
 
     def shown(self, chat: Chat) -> dict:
         """What samples.jsonl says of its words."""
@@ -64,6 +67,9 @@ def write(folder: Path, step: int, experience: Experience, chat: Chat) -> None:
                 "size": response.size,
                 "finish": response.finish,
                 "words": response.shown(chat),
+                "masked": response.masked,
+                "score": response.score,
+                "opinion": response.opinion,
             }
         )
     told = {"responses": facts, "groups": usable, "draws": experience.draws, "rounds": experience.rounds}

@@ -234,5 +234,5 @@ def test_an_environment_that_breaks_down_is_no_reward():
         sampler = counter("minimax_m2")
         episode = play(sampler, environment)
         assert (episode.ended, episode.reward, len(sampler.requests)) == ("infrastructure", 0.0, turns)
-        verdict = Played(Problem("w", 0, 0, "", "", "", {}), episode).verdict
+        verdict = Played(Problem("w", 0, 0, "", "", "", {}), episode, episode.reward).verdict
         assert verdict.infrastructure and verdict.reason == "no sandbox" and environment.closed == 1

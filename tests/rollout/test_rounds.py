@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 
 import jax
 import numpy as np
@@ -168,6 +169,48 @@ def test_a_caller_that_gives_up_frees_its_slot(engine, weights, asked):
         return answer
 
     assert asyncio.run(given_up()).tokens.tolist() == alone(engine, weights, asked[0]).tokens.tolist()
+
+
+def test_paused_nothing_is_drawn_and_resumed_the_answers_are_the_same(engine, weights, asked):
+    async def halting():
+        rounds = Rounds(engine, weights, reuse=False)
+        tasks = [asyncio.create_task(rounds.complete(request)) for request in asked[:4]]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await rounds.pause()
+        before = rounds.account
+        tasks.append(asyncio.create_task(rounds.complete(asked[4])))
+        await asyncio.sleep(0.05)
+        assert rounds.account == before and not all(task.done() for task in tasks)
+        rounds.resume()
+        return await asyncio.gather(*tasks)
+
+    found = asyncio.run(halting())
+    assert [one.tokens.tolist() for one in found] == [alone(engine, weights, r).tokens.tolist() for r in asked[:5]]
+
+
+def test_with_turns_only_one_has_a_round_under_way(engine, weights, asked, monkeypatch):
+    under_way, most, poll = set(), [], Bank.poll
+
+    def watched(bank):
+        under_way.add(bank.engine)
+        most.append(len(under_way))
+        time.sleep(0.005)
+        try:
+            return poll(bank)
+        finally:
+            under_way.discard(bank.engine)
+
+    monkeypatch.setattr(Bank, "poll", watched)
+    other = Engine(engine.arch, engine.limits)
+
+    async def both():
+        first = Rounds(engine, weights)
+        second = Rounds(other, weights, turns=first.turns)
+        return await asyncio.gather(*map(first.complete, asked[:4]), *map(second.complete, asked[:4]))
+
+    found = asyncio.run(both())
+    assert [one.tokens.tolist() for one in found[:4]] == [one.tokens.tolist() for one in found[4:]]
+    assert set(most) == {1}
 
 
 def test_a_device_that_breaks_is_told_to_everyone(engine, weights, asked, monkeypatch):

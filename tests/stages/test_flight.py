@@ -100,6 +100,28 @@ def test_no_draw_is_taken_twice_or_lost(steps):
     assert 0 <= in_flight <= SETTINGS.prompts * SETTINGS.carry_over
 
 
+def test_groups_may_go_on_into_two_steps(engine, chat, policies):
+    found = flown(engine, chat, [*policies, *policies], dataclasses.replace(SETTINGS, carry_over=2))
+    assert [len(step.groups) for step in found] == [2] * 8
+    assert {age for version, step in enumerate(found) for age in ages(step, version)} == {0, 1, 2}
+
+
+def test_where_no_rewards_differ_steps_end_with_all_that_is_due(engine, chat, policies):
+    """Then more groups are due than a step can learn from; in the next they may be worth something, and only so many
+    are kept."""
+    equal = dataclasses.replace(SETTINGS, overlong_penalty=0.0, max_rounds=2)
+    curriculum = Curriculum(NAMES, 0, 0.8, seed=0)
+    flight = Flight(equal, Episodes(turns=3), Tasks(names=NAMES), engine, chat, curriculum, seed=5)
+    first = flight.collect(policies[0], 0, 0)
+    assert not first.groups and first.rounds == 2.0
+    due = first.draws - len(first.everything) // 3
+    assert due > equal.prompts, "more than a step can learn from"
+    flight.settings = SETTINGS
+    second = flight.collect(policies[1], 1, first.draws)
+    flight.close()
+    assert len(second.groups) == equal.prompts and len(second.everything) >= 3 * due
+
+
 def test_without_carrying_over_every_token_is_new_and_nothing_is_left(engine, chat, policies):
     for version, step in enumerate(flown(engine, chat, policies, dataclasses.replace(SETTINGS, carry_over=0))):
         assert set(ages(step, version)) == {0}

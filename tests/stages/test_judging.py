@@ -1,6 +1,9 @@
 """A judge's opinion in the reward."""
 
+import asyncio
 import dataclasses
+import itertools
+import json
 import types
 
 import jax
@@ -11,10 +14,13 @@ from posttrain_jax import chat as chats
 from posttrain_jax.chat import tokenizer as tokenizers
 from posttrain_jax.data import tasks
 from posttrain_jax.data.curriculum import Curriculum
+from posttrain_jax.environments import worlds
+from posttrain_jax.environments.agent import Episode
 from posttrain_jax.errors import UserError
 from posttrain_jax.models.decoder import abstract, materialise
 from posttrain_jax.parallel.mesh import make_mesh
 from posttrain_jax.rewards.judges.judge import JudgeFailed
+from posttrain_jax.rewards.judges.rubrics import compare_messages
 from posttrain_jax.rewards.verifier import Verdict
 from posttrain_jax.rollout.request import Completion
 from posttrain_jax.run import validate
@@ -24,6 +30,7 @@ from posttrain_jax.stages.collecting import AtOnce, collect
 from posttrain_jax.stages.experience import Trajectory, statistics
 from posttrain_jax.stages.judging import Judging, make_judging
 from posttrain_jax.stages.optimizing import make_optimizing
+from posttrain_jax.stages.playing import Played
 from posttrain_jax.stages.setup import make_chat, make_engine, make_model
 from posttrain_jax.stages.step import fresh_state
 
@@ -234,6 +241,7 @@ def one_step(judge, tmp_path):
         None,
         start=0,
         draws=0,
+        used=0,
         samples_per_step=0,
     )
     return step
@@ -251,3 +259,69 @@ def test_a_step_whose_policy_cannot_judge_yet_is_the_step_without_a_judge(tmp_pa
     leaves = [[np.asarray(x).tobytes() for x in jax.tree.leaves(s.state.weights)] for s in (plain, judged, again)]
     assert leaves[0] == leaves[1] == leaves[2]
     assert {name: float(value) for name, value in again.metrics.items()} == numbers
+
+
+def episode_of(problem, *said, reward=1.0):
+    """An episode that ends with the last of what was ``said``."""
+    messages = [{"role": "user", "content": problem.question}]
+    for text in said:
+        messages += [{"role": "assistant", "content": text, "reasoning_content": "secret"}]
+    return Played(problem, Episode([], messages, reward, [reward], "done", {}), reward)
+
+
+def test_of_an_episode_the_critic_reads_the_visible_conversation(chat):
+    read = []
+
+    def first_wins(question, a, b):
+        read.extend((question, a, b))
+        return "Verdict: A" if "good" in a else "Verdict: B"
+
+    problem = worlds.problem("register", 0, 3)
+    group = [episode_of(problem, "look", "good"), episode_of(problem, "look", "bad", reward=0.0)]
+    [judged], tally = Judging(CRITIC, chat, engine=Critic(chat, first_wins))(None, [group], KEY)
+    assert [(t.reward, t.opinion) for t in judged] == [(2.0, 1.0), (-1.0, -1.0)]
+    assert tally.metrics()["judge_agreement"] == 1.0
+    lines = '{"role": "assistant", "content": "look"}\n{"role": "assistant", "content": "%s"}'
+    assert set(read) == {problem.question, lines % "good", lines % "bad"} and judged[0].episode is group[0].episode
+
+
+@pytest.mark.parametrize("tokenizer", ["tiny", "tools"])
+def test_long_episodes_are_cut_so_that_any_two_fit_the_critics_prompt(tokenizer):
+    chat = chats.for_family("minimax_m2", tokenizer=tokenizers.load(tokenizer))
+    problem = worlds.problem("shop", 0, 1)
+    texts = ["`" * 40 + "a b\n" * 700, "7" * 3000, 'é{}"\\' * 400, "end "]
+    group = [episode_of(problem, "first", text, f"the end {i}") for i, text in enumerate(texts)]
+    for most in (1001, 1400):
+        judging = Judging(dataclasses.replace(CRITIC, max_prompt=most), chat)
+        shown = judging.shown(group)
+        assert all("tokens left out" in text and "the end" in text for text in shown[:3]) and "left" not in shown[3]
+        for a, b in itertools.permutations(shown, 2):
+            asked = compare_messages(problem.question, a, b, judging.rubrics)
+            assert len(chat.encode(asked, None, True, add_generation_prompt=True)[0]) <= most
+
+
+def test_an_episode_is_graded_beside_its_worlds_own_solver(chat):
+    def grade(question, reference, answer):
+        calls = [json.loads(line) for line in reference.splitlines()]
+        assert calls[0]["tool_calls"][0]["name"] == "age" and len(calls) == 5, "two are looked up, and their sum told"
+        return f"Verdict: {5 if calls[-1]['content'] in answer else 1}"
+
+    problem = worlds.problem("register", 0, 3)
+    record = asyncio.run(worlds.world("register").demonstrate(0, problem.entry["seed"]))
+    right = record["messages"][-1]["content"]
+    settings = dataclasses.replace(CRITIC, name="genrm", weight=1.0)
+    judging = Judging(settings, chat, engine=Critic(chat, grade))
+    group = [episode_of(problem, f"It is {right}."), episode_of(problem, "no idea", reward=0.0)]
+    [judged], _ = judging(None, [group], KEY)
+    assert [t.opinion for t in judged] == [1.0, -1.0]
+
+
+def test_where_a_world_has_no_solver_its_grader_has_no_opinion(chat, monkeypatch):
+    unsolved = dataclasses.replace(worlds.WORLDS["register"], solve=None)
+    monkeypatch.setattr(worlds, "world", {"register": unsolved}.__getitem__)
+    problem = worlds.problem("register", 0, 3)
+    group = [episode_of(problem, "1"), episode_of(problem, "2", reward=0.0)]
+    judging = Judging(dataclasses.replace(CRITIC, name="genrm"), chat, engine=Critic(chat, lambda *_: "Verdict: 3"))
+    (first, second), tally = judging(None, [group, group_of("7", "8")], KEY)
+    assert first == group and [t.opinion for t in second] == [0.0, 0.0], "others are graded as ever"
+    assert tally.asked == 2 and len(judging.engine.seeds) == 2

@@ -63,7 +63,7 @@ def episode(chat, right):
 
     budget = Budget(turns=CALLS, tokens=10**6, answer=200, context=LENGTH)
     played = asyncio.run(Agent(Scripted(chat, policy), chat, budget).play(Counting(), Seeds(0, 0)))
-    return Played(Problem("counting", 0, 0, "count", "", "", {"seed": 0}), played)
+    return Played(Problem("counting", 0, 0, "count", "", "", {"seed": 0}), played, played.reward)
 
 
 @pytest.mark.slow

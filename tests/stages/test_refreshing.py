@@ -104,6 +104,17 @@ def test_where_the_temperature_moves_verdicts_are_sampled_at_the_steps_own(chat)
     assert len(refresh.judged({}, refresh.lessons(group_of(asked("it"), RIGHT, "8"), 1), 1, 0.7)) == 2
 
 
+def test_the_critic_is_shown_what_the_judge_reads_and_its_verdicts_are_the_newest_policys(chat):
+    refresh = refresh_of(chat, Always(chat, *["Verdict: A"] * 4))
+    refresh = dataclasses.replace(refresh, shown=lambda group: [f"all of it, {t.verdict.answer}" for t in group])
+    asked_for = refresh.lessons(group_of(asked("it"), RIGHT, "8"), 1)
+    assert asked_for[0].messages == compare_messages("What is it?", f"all of it, {RIGHT}", "all of it, 8", ())[:2]
+    [group, _] = refresh.judged({}, asked_for, 3)
+    for trajectory in group:
+        [segment] = trajectory.segments
+        assert (segment.versions[segment.sampled] == 2).all()
+
+
 LENGTH = 128
 TINY = {
     "model": dict(layers=1, hidden=32, heads=2, kv_heads=1, head_dim=16, rotary_dim=8, experts=2, experts_per_token=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
+from posttrain_jax.errors import UserError
 from posttrain_jax.rewards.judges.self_critique import Outcome
 
 
@@ -33,6 +34,15 @@ class Tally:
     def __add__(self, other: Tally) -> Tally:
         mine, its = dataclasses.astuple(self), dataclasses.astuple(other)
         return Tally(*(a + b for a, b in zip(mine[:-1], its[:-1], strict=True)), failure=other.failure or self.failure)
+
+    def check(self) -> None:
+        """Whether anything was answered.
+
+        Raises:
+          UserError: a judge was asked, and could not be asked about any.
+        """
+        if self.asked and self.failed == self.asked:
+            raise UserError(f"the judge could not be asked about any response: {self.failure}")
 
     def metrics(self) -> dict[str, float]:
         """Shares; those of nothing are left out."""
