@@ -72,10 +72,10 @@ def _kimi(scale: str, variant: str, worlds: tuple[str, ...]) -> ConfigDict:
 def tiny(variant: str) -> ConfigDict:
     """Minutes on a laptop. Six demonstrations in ten guess: docs/tiny.md says what that shows."""
     c = _kimi("tiny", variant, ("register",))
-    c.model.max_length = 576  # room for an episode with a tool
+    c.tokenizer = "register"  # declares the world's tool in some 10 tokens: an episode takes 205 at most
     c.tasks.max_level = 1
 
-    # instructions in short rows, then the same with demonstrations of tools in long ones, which are dear
+    # instructions in short rows, then the same with demonstrations of tools in longer ones
     c.stages = ("sft", "tools", "agentic", "joint")
     c.sft.careful_share = 0.4
     c.sft.steps = 1000
@@ -84,21 +84,21 @@ def tiny(variant: str) -> ConfigDict:
     c.sft.length = 192
     c.sft.optimizer.learning_rate = 5e-3
     c.phases.sft = {"tasks": {"names": GYM}}
-    long = {"rows": 7, "microbatch_rows": 7, "length": 576}
+    long = {"rows": 10, "microbatch_rows": 10, "length": 256}
     c.phases.tools = {"kind": "sft", "sft": {**long, "steps": 150, "optimizer": {"learning_rate": 2e-3}}}
 
     c.rollout.slots = 64
     c.rollout.banks = 2
-    c.rollout.max_prompt = 512
+    c.rollout.max_prompt = 192
     c.rollout.max_response = 64
 
     c.rl.prompts = 32
     c.rl.group_size = 8
     c.rl.max_rounds = 2
-    c.rl.length = 576
-    c.rl.microbatch_rows = 7
+    c.rl.length = 256
+    c.rl.microbatch_rows = 14
     c.rl.promote_at = 0.6
-    c.rl.objective.ptx_rows = 1
+    c.rl.objective.ptx_rows = 2
     c.rl.optimizer.learning_rate = 5e-4
     c.rl.optimizer.warmup_steps = 5
     c.rl.optimizer.weight_decay = 0.0

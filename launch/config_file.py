@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
 import inspect
@@ -57,6 +58,7 @@ def override(path: Path, scale: str | None, given: Iterable[tuple[str, str | Non
     plain = _with_phase_keys(load(path, scale), [name.removeprefix("config.") for name, _ in given])
     sections, known = _sections(plain), flatten(plain.to_dict())
     good, mistakes = [], []
+    names: dict[str, tuple] = {}
     for name, value in given:
         key = name.removeprefix("config.")
         if key in sections:
@@ -65,11 +67,13 @@ def override(path: Path, scale: str | None, given: Iterable[tuple[str, str | Non
             mistakes.append(validate.unknown_key(key, plain.to_dict().get("phases", {})))
         elif value is None:
             mistakes.append(f"--{name}: needs a value, such as {_example(known[key])}")
-        elif _accepts(plain, f"--{name}={value}"):
+        elif _takes_names(key) and (read := _read_names(value)) is not None:
+            names[name] = (*names.get(name, ()), *read)
+        elif not _takes_names(key) and _accepts(plain, f"--{name}={value}"):
             good.append(f"--{name}={value}")
         else:
             mistakes.append(f"config.{key}={value}: expected {_kind(known[key])}, such as {_example(known[key])}")
-    return _parse(plain, good), mistakes
+    return _parse(plain, [*good, *(f"--{name}={read!r}" for name, read in names.items())]), mistakes
 
 
 def is_boolean(config: ConfigDict, name: str) -> bool:
@@ -136,7 +140,27 @@ def _with_phase_keys(config: ConfigDict, keys: Iterable[str]) -> ConfigDict:
             place = place[section]
         if last not in place:
             place[last] = values[setting]
+        elif _takes_names(setting) and isinstance(place[last], str | list):
+            named = place[last]
+            del place[last]  # with its type
+            place[last] = (named,) if isinstance(named, str) else tuple(named)
     return config
+
+
+def _takes_names(key: str) -> bool:
+    """Whether a setting is a tuple of names, which a command line gives one by one, or as a tuple or list."""
+    return any(kind is tuple and path == validate.in_phase(key)[1] for path, kind, _ in settings())
+
+
+def _read_names(value: str) -> tuple | None:
+    """The names in a value: itself, whatever is written in it, or those of a tuple or list; None for a broken one."""
+    if not value.lstrip().startswith(("(", "[")):
+        return (value,)
+    try:
+        read = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError):
+        return None
+    return tuple(read) if isinstance(read, tuple | list) else (read,)
 
 
 def _parse(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:

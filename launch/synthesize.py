@@ -1,24 +1,28 @@
 """Agentic training data from seeds: tools evolved, tasks drawn, trajectories verified.
 
     python launch/synthesize.py --out=DIR --count=3000 [--worlds=shop,bank] [--generator=procedural|URL] [--seed=0]
+    python launch/synthesize.py --out=DIR --records=FILE,… --steps=deduplicate,rephrase [--generator=URL]
 
 DIR/records.jsonl is for config.sft.data. The same command goes on where it was stopped, and gives the same file; a
 larger --count adds to it. With a URL that speaks OpenAI's chat completions, a model plays the tasks, and only what the
 worlds reward is kept; its key is read from OPENAI_API_KEY.
+
+With --records, records that are there are worked over instead: near-duplicates are left out, requests said in other
+words by the model behind the URL.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import command_line
+import generating
+import refining_records
 from absl import flags
 
 from posttrain_jax.errors import UserError
@@ -32,6 +36,10 @@ def main(arguments: Sequence[str]) -> int:
     command_line.parse(arguments, values, __doc__ or "")
     if not values.out:
         raise UserError("--out names no folder: python launch/synthesize.py --out=DIR")
+    if values.records:
+        return refining_records.refine(values, Path(values.out).expanduser())
+    if values.steps:
+        raise UserError(f"--steps={','.join(values.steps)} works on records that are there: name --records=FILE")
     from posttrain_jax.rewards.judges.judge import JudgeFailed
     from posttrain_jax.synthesis import finished
 
@@ -53,8 +61,8 @@ def main(arguments: Sequence[str]) -> int:
 async def _produced(values: Any, names: list[str], real: list, out: Path) -> Any:
     from posttrain_jax.synthesis import models, near_duplicates, procedural, produce
 
-    task, held = _tasks(values, names, real), near_duplicates.held_out(_texts(values.evaluation))
-    with _endpoint(values, out) as endpoint:
+    task, held = _tasks(values, names, real), near_duplicates.held_out(generating.texts(values.evaluation))
+    with generating.endpoint(values, out) as endpoint:
 
         async def make(index: int) -> produce.Attempt:
             made = await task(index)
@@ -68,7 +76,7 @@ async def _produced(values: Any, names: list[str], real: list, out: Path) -> Any
                 return produce.Attempt(index, None, "in the evaluation data")
             return attempt
 
-        with _progress(values.count) as told:
+        with generating.progress(values.count) as told:
             return await produce.produce(
                 out,
                 make,
@@ -92,9 +100,13 @@ def _settings(values: Any, names: list[str], real: list) -> dict[str, Any]:
     if values.generator != "procedural":
         own = ("model", "max_tokens", "temperature", "turns", "judge", "simulate_user")
         kept |= {name: values[name].value for name in own}
-    held = hashlib.sha256("\n".join(_texts(values.evaluation)).encode()).hexdigest() if values.evaluation else ""
     tools = hashlib.sha256(json.dumps(real, sort_keys=True).encode()).hexdigest() if real else ""
-    return {**kept, "worlds": names, "tools": tools, "evaluation": held}
+    return {
+        **kept,
+        "worlds": names,
+        "tools": tools,
+        "evaluation": generating.digest(generating.texts(values.evaluation)),
+    }
 
 
 def _worlds(given: str) -> list[str]:
@@ -114,56 +126,8 @@ def _real(given: Sequence[str]) -> list[dict[str, Any]]:
     return [tool for file in given for tool in tool_lists.read(file)]
 
 
-def _texts(files: Sequence[str]) -> list[str]:
-    from posttrain_jax.data.files import Lines
-
-    opened = [Lines(file) for file in files]
-    return [lines[index].decode(errors="replace") for lines in opened for index in range(len(lines))]
-
-
 def _said(record: Any) -> str:
     return "\n".join(str(message["content"]) for message in record.messages if message["role"] == "user")
-
-
-@contextlib.contextmanager
-def _endpoint(values: Any, out: Path) -> Iterator[Any]:
-    """The model behind --generator; None for the procedural one."""
-    if values.generator == "procedural":
-        yield None
-        return
-    from posttrain_jax.rewards.judges.endpoint import Endpoint, Limits
-
-    if "://" not in values.generator:
-        raise UserError(f"--generator={values.generator}: expected procedural or a URL such as http://HOST:8000/v1")
-    url = values.generator.rstrip("/")
-    url = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
-    out.mkdir(parents=True, exist_ok=True)
-    with Endpoint(
-        url,
-        model=values.model,
-        max_tokens=values.max_tokens,
-        temperature=values.temperature,
-        key=os.environ.get("OPENAI_API_KEY", ""),
-        limits=Limits(concurrency=values.concurrency, attempts=values.tries),
-        cache=out / "answers.sqlite",
-    ) as endpoint:
-        yield endpoint
-
-
-@contextlib.contextmanager
-def _progress(count: int) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("records", total=count)
-
-        def told(counts: Any) -> None:
-            rejected = sum(counts.rejected.values())
-            progress.update(bar, completed=counts.accepted, description=f"records ({rejected:,} rejected)")
-
-        yield told
 
 
 def _show(out: Path, report: dict[str, Any]) -> None:
@@ -210,6 +174,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_integer(
         "pairs", 0, "records of which preference pairs are made as well", lower_bound=0, flag_values=values
     )
+    refining_records.define(values)
     flags.DEFINE_integer("concurrency", 16, "tasks at a time", lower_bound=1, flag_values=values)
     return values
 

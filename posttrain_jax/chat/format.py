@@ -7,8 +7,9 @@ by a user, returned by a tool or written by a model never does.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from posttrain_jax.chat.messages import ChatError
@@ -63,7 +64,16 @@ class Format(Protocol):
         ...
 
     def training(self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool) -> Iterable[Segment]:
-        """The conversation as it is trained on: its last answer as the model has to write it, to its stop token."""
+        """The conversation as it is trained on: each of the `learnt` answers as the model has to write it behind its
+        generation prompt, to its stop token; of the others nothing is trained."""
+        ...
+
+    def learnt(self, messages: Sequence[Message], thinking: bool) -> set[int]:
+        """Indices of the answers that ``training`` shows as they were written, the last message always among them.
+
+        An earlier one is not where the format has taken out its reasoning, or the block that it stood in: no generation
+        prompt opens an answer of that form. It is context; `Chat.beginnings` tells where it is learnt.
+        """
         ...
 
     def parse(self, text: str, tools: Sequence[Message], thinking: bool) -> dict[str, Any]:
@@ -140,12 +150,35 @@ class Chat:
         that answer as the model has to write it after its prompt, reasoning and stop token included, even where the
         family's template leaves them out afterwards; otherwise ``tokenizer.decode(tokens)`` is the rendering.
         Tokens never straddle the end of a generation prompt: the tokens of a prompt begin those of its continuation.
+        An answer that brings no reasoning is one that thought nothing: where the format has a block for thoughts it is
+        empty, and with ``thinking`` the model has to write that. Answers of another form are not trained: `beginnings`.
         """
         if add_generation_prompt:
             segments = self.format.segments(messages, tools or (), thinking, True)
         else:
             segments = self.format.training(messages, tools or (), thinking)
         return self._tokenized(segments)
+
+    def beginnings(self, messages: Sequence[Message], thinking: bool = True) -> list[int]:
+        """Lengths of the beginnings of a conversation that together, each encoded by itself, train all its answers.
+
+        One is enough where the format keeps every answer as it was written. Where it takes reasoning out of earlier
+        answers, those are learnt in a beginning that ends with them, behind the very prompt that they followed. An
+        answer that is not altered may be in several.
+        """
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        lengths = []
+        while answers:
+            lengths.append(answers[-1] + 1)
+            learnt = self.format.learnt(messages[: lengths[-1]], thinking)
+            answers = [index for index in answers if index not in learnt]
+        return lengths[::-1]
+
+    @functools.cached_property
+    def thinks(self) -> bool:
+        """Whether the format writes reasoning at all; Kimi-K2-Instruct's does not."""
+        thought = {"role": "assistant", "reasoning_content": "\ue000", "content": ""}
+        return any("\ue000" in segment.text for segment in self.format.training([thought], (), True))
 
     def continuation(
         self,
@@ -229,6 +262,11 @@ class Chat:
           ``function.arguments`` a dict; where something is malformed, ``errors``, a line for each.
         """
         return self.format.parse(text, tools or (), thinking)
+
+
+def untrained(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """The segments as context."""
+    return (segment._replace(trained=False) for segment in segments)
 
 
 def joined(segments: Iterable[Segment]) -> list[Segment]:

@@ -4,21 +4,23 @@ A conversation reads ``[gMASK]<sop><|user|>\\n…<|assistant|>\\n<think>…</thi
 the next role begins where the model stops, so that role's token is the last thing that an answer has to produce,
 ``<|user|>`` after words and ``<|observation|>`` after tool calls. A finished conversation is trained with it.
 
-Reasoning is kept for the answers after the last user message; earlier ones show an empty block. ``thinking=False`` ends
+Reasoning is kept for the answers after the last user message; earlier ones show an empty block, and if they had thought
+something, they are not trained in that form (``Chat.beginnings``). ``thinking=False`` ends
 every user message with ``/nothink`` and gives the model a closed, empty block, which is not trained.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain_jax.chat.format import Message, Segment
+from posttrain_jax.chat.format import Message, Segment, untrained
 from posttrain_jax.chat.messages import (
     calls_of,
     check_roles,
+    last_of,
     part_text,
     plain_or_json,
     reasoning_and_content,
@@ -75,14 +77,26 @@ class GLM46:
         self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool, add_generation_prompt: bool
     ) -> Iterator[Segment]:
         """The conversation from its first character to its last; see ``Chat.render``."""
+        return self.written(messages, tools, thinking, add_generation_prompt)
+
+    def written(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Message],
+        thinking: bool,
+        add_generation_prompt: bool = False,
+        learnt: Collection[int] | None = None,
+    ) -> Iterator[Segment]:
+        """The messages as the template writes them; only what is ``learnt`` is trained, if that is told."""
         check_roles(messages, system_anywhere=True)
-        last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
+        last_user = last_of("user", messages)
         yield from (Segment(name, special=True) for name in BEGIN)
         if tools:
             yield from declaration(tools)
         for index, message in enumerate(messages):
             previous = messages[index - 1]["role"] if index else ""
-            answered = previous == "assistant"  # then this role's token is how that answer stopped
+            # then this role's token is how an answer stopped
+            answered = previous == "assistant" and (learnt is None or index - 1 in learnt)
             if message["role"] == "system":
                 yield Segment(SYSTEM, special=True, trained=answered)
                 yield Segment("\n" + visible_text(message, index))
@@ -91,9 +105,10 @@ class GLM46:
                 yield from self.question(visible_text(message, index), thinking)
             elif message["role"] == "assistant":
                 yield Segment(ASSISTANT, special=True)
-                yield from self.answer(message, index, thinking, running=index > last_user)
+                said = self.answer(message, index, thinking, running=index > last_user)
+                yield from said if learnt is None or index in learnt else untrained(said)
             else:
-                yield from self.responses(message, index, previous)
+                yield from self.responses(message, index, previous, answered)
         if add_generation_prompt:
             yield Segment(ASSISTANT, special=True)
             if not thinking:
@@ -107,9 +122,22 @@ class GLM46:
         if answered and not thinking:
             _, content = reasoning_and_content(last, len(messages) - 1)
             messages = [*messages[:-1], {**last, "content": content, "reasoning_content": ""}]
-        yield from self.segments(messages, tools, thinking, add_generation_prompt=False)
+        yield from self.written(messages, tools, thinking, learnt=self.learnt(messages, thinking))
         if answered:
             yield Segment(OBSERVATION if last.get("tool_calls") else USER, special=True, trained=True)
+
+    def learnt(self, messages: Sequence[Message], thinking: bool) -> set[int]:
+        """The answers whose exchange up to them shows what was thought; see ``Format.learnt``."""
+        last_user, last, found, whole = last_of("user", messages), len(messages) - 1, set(), True
+        for index, message in enumerate(messages):
+            if message["role"] == "user":
+                whole = True  # an exchange begins
+            elif message["role"] == "assistant":
+                kept = index > last_user or self.keep_all_thinking
+                thought = bool(reasoning_and_content(message, index)[0].strip())
+                whole = whole and (kept == thinking or not thought)
+                found |= {index} if whole or index == last else set()
+        return found
 
     def question(self, text: str, thinking: bool) -> Iterator[Segment]:
         """A user's text, which ends with the switch when the model is not to think."""
@@ -121,7 +149,7 @@ class GLM46:
         """An assistant turn after its role: reasoning or an empty block, content, calls."""
         reasoning, content = (text.strip() for text in reasoning_and_content(message, index))
         kept = running or self.keep_all_thinking
-        yield from think(reasoning if kept else "", trained=thinking and (kept or not reasoning))
+        yield from think(reasoning if kept else "", trained=thinking)
         if content:
             yield Segment("\n" + content, trained=True)
         for call in calls_of(message, index):
@@ -133,12 +161,12 @@ class GLM46:
                 yield from tagged(VALUE, plain_or_json(value), END_VALUE)
             yield Segment(END_CALL, special=True, trained=True)
 
-    def responses(self, message: Message, index: int, previous: str) -> Iterator[Segment]:
+    def responses(self, message: Message, index: int, previous: str, answered: bool) -> Iterator[Segment]:
         """A tool's results: a string joins the run of results before it, a list opens a run of its own."""
         content = message.get("content")
         parts = [content or ""] if content is None or isinstance(content, str) else content
         if parts is content or previous != "tool":
-            yield Segment(OBSERVATION, special=True, trained=previous == "assistant")
+            yield Segment(OBSERVATION, special=True, trained=answered)
         for part in parts:
             yield Segment("\n")
             yield Segment(RESPONSE, special=True)

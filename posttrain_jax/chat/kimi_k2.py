@@ -5,19 +5,28 @@ nothing between the messages. K2-Thinking writes ``<think>…</think>`` before e
 
 K2-Thinking keeps reasoning only while a tool loop runs: every answer up to the last one without tool calls shows an
 empty block instead. A finished conversation therefore never shows the reasoning of its last answer, so what the model
-has to learn is written as it comes about: the prompt, then ``<think>…</think>`` and the answer.
+has to learn is written as it comes about: the prompt, then ``<think>…</think>`` and the answer. An earlier answer that
+had thought something is not trained with the empty block (``Chat.beginnings``).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain_jax.chat.format import Message, Segment
-from posttrain_jax.chat.messages import ChatError, calls_of, check_roles, reasoning_of, to_json, visible_text
+from posttrain_jax.chat.format import Message, Segment, untrained
+from posttrain_jax.chat.messages import (
+    ChatError,
+    calls_of,
+    check_roles,
+    last_of,
+    reasoning_of,
+    to_json,
+    visible_text,
+)
 from posttrain_jax.chat.reading import (
     Read,
     Unreadable,
@@ -72,8 +81,19 @@ class KimiK2:
         self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool, add_generation_prompt: bool
     ) -> Iterator[Segment]:
         """The conversation from its first character to its last; see ``Chat.render``."""
+        return self.written(messages, tools, thinking, add_generation_prompt)
+
+    def written(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Message],
+        thinking: bool,
+        add_generation_prompt: bool = False,
+        learnt: Collection[int] | None = None,
+    ) -> Iterator[Segment]:
+        """The messages as the template writes them; only what is ``learnt`` is trained, if that is told."""
         check_roles(messages, system_anywhere=True)
-        answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and not m.get("tool_calls")]
+        settled = last_settled(messages)
         if tools:
             separators = (",", ":") if self.compact_tools else (", ", ": ")
             declared = json.dumps(list(tools), ensure_ascii=False, separators=separators)
@@ -85,8 +105,8 @@ class KimiK2:
             name = message.get("name") or message["role"]
             if message["role"] == "assistant":
                 yield from header(ASSISTANT, name)
-                running = index > max(answers, default=-1)
-                yield from self.answer(message, index, ids[index], thinking, running)
+                said = self.answer(message, index, ids[index], thinking, running=index > settled)
+                yield from said if learnt is None or index in learnt else untrained(said)
             elif message["role"] == "tool":
                 (answered,) = ids[index]
                 yield from message_of(SYSTEM, name, f"## Return of {answered}\n{visible_text(message, index)}")
@@ -100,16 +120,29 @@ class KimiK2:
 
     def training(self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool) -> Iterator[Segment]:
         """The conversation, its last answer with the reasoning that leads to it."""
-        *before, last = messages or [{}]
-        if not messages or not isinstance(last, dict) or last.get("role") != "assistant":
-            yield from self.segments(messages, tools, thinking, False)
-            return
         check_roles(messages, system_anywhere=True)
+        learnt = self.learnt(messages, thinking)
+        *before, last = messages or [{}]
+        if last.get("role") != "assistant":
+            yield from self.written(messages, tools, thinking, learnt=learnt)
+            return
         index = len(before)
-        yield from self.segments(before, tools, thinking, add_generation_prompt=True)
+        yield from self.written(before, tools, thinking, add_generation_prompt=True, learnt=learnt)
         if self.thinks and thinking:
             yield from think(reasoning_of(last, index) or "", trained=True)
         yield from self.answer(last, index, call_ids(messages)[index], thinking, running=None)
+
+    def learnt(self, messages: Sequence[Message], thinking: bool) -> set[int]:
+        """The answers whose tool loop up to them shows what was thought; see ``Format.learnt``."""
+        last, found, whole = len(messages) - 1, set(), True
+        settled = last_settled(messages[:last] if last_of("assistant", messages) == last else messages)
+        everything = self.keep_all_thinking or not (self.thinks and thinking)
+        for index, message in enumerate(messages):
+            if message["role"] == "assistant":
+                whole = whole and (everything or index > settled or not reasoning_of(message, index))
+                found |= {index} if whole else set()
+                whole = whole or not message.get("tool_calls")  # a loop ends
+        return found
 
     def answer(
         self, message: Message, index: int, ids: list[str], thinking: bool, running: bool | None
@@ -118,7 +151,7 @@ class KimiK2:
         if self.thinks and running is not None:
             reasoning = reasoning_of(message, index) or ""
             kept = thinking and (running or self.keep_all_thinking)
-            yield from think(reasoning if kept else "", trained=thinking and (kept or not reasoning))
+            yield from think(reasoning if kept else "", trained=thinking)
         yield Segment(visible_text(message, index), trained=True)
         if calls := calls_of(message, index):
             yield Segment(CALLS, special=True, trained=True)
@@ -145,6 +178,11 @@ class KimiK2:
             lambda block: read_each(ELEMENT, block, lambda match: read_call(match, tools), "tool call"),
         )
         return assistant_message(content, reasoning, calls.items, [*errors, *calls.errors])
+
+
+def last_settled(messages: Sequence[Message]) -> int:
+    """Index of the last answer without calls of tools, up to which reasoning is not shown; -1 where there is none."""
+    return last_of("assistant", [m if not m.get("tool_calls") else {"role": ""} for m in messages])
 
 
 def header(opening: str, name: str) -> Iterator[Segment]:

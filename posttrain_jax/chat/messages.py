@@ -40,6 +40,11 @@ def check_roles(messages: Sequence[Mapping[str, Any]], system_anywhere: bool = F
             raise ChatError(f"message {index} is a tool result, but the assistant turn before it calls no tool")
 
 
+def last_of(role: str, messages: Sequence[Mapping[str, Any]]) -> int:
+    """Index of the last message of a role; -1 where there is none."""
+    return max((index for index, message in enumerate(messages) if message["role"] == role), default=-1)
+
+
 def visible_text(message: Mapping[str, Any], index: int) -> str:
     """The text of a message's content; absent content is empty.
 

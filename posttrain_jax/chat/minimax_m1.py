@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain_jax.chat.format import Message, Segment
+from posttrain_jax.chat.format import Message, Segment, untrained
 from posttrain_jax.chat.messages import (
     ChatError,
     calls_of,
@@ -78,11 +78,21 @@ class MiniMaxM1:
         """The conversation, its last answer with the reasoning that leads to it."""
         return self.written(messages, tools, thinking, target=len(messages) - 1)
 
+    def learnt(self, messages: Sequence[Message], thinking: bool) -> set[int]:
+        """The last answer, and those that thought nothing; see ``Format.learnt``."""
+        everything, last = self.keep_all_thinking or not thinking, len(messages) - 1
+        return {
+            index
+            for index, message in enumerate(messages)
+            if message["role"] == "assistant" and (everything or index == last or not reasoning_of(message, index))
+        }
+
     def written(
         self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool, target: int | None
     ) -> Iterator[Segment]:
         """The messages; the answer at ``target`` shows its reasoning."""
         check_roles(messages, system_anywhere=True)
+        learnt = None if target is None else self.learnt(messages, thinking)
         yield Segment(DOCUMENT, special=True)
         system = "".join(visible_text(m, index) for index, m in enumerate(messages) if m["role"] == "system")
         if system:
@@ -97,7 +107,8 @@ class MiniMaxM1:
             elif message["role"] == "assistant":
                 names.calls(message, index)
                 yield from header(f"ai name={self.assistant}")
-                yield from self.answer(message, index, thinking and (index == target or self.keep_all_thinking))
+                said = self.answer(message, index, thinking and (index == target or self.keep_all_thinking))
+                yield from said if learnt is None or index in learnt else untrained(said)
             elif message["role"] == "tool":
                 yield from sentence("tool name=tools", results(message, index, names))
 

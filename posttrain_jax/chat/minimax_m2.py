@@ -6,20 +6,25 @@ and ends with ``[e~[``; the newline behind belongs to nobody's answer.
 
 M2 always thinks. ``thinking=False`` closes an empty block for it, ``<think>\\n\\n</think>\\n\\n``, in the generation
 prompt and in the turns after the last user message; the block is then part of the prompt and never trained.
+
+The released template writes no block where an answer has no reasoning, and none before the last user message. No prompt
+opens such an answer, so neither is trained: an answer that thought nothing is trained with an empty block, which the
+prompt opens and the model closes, and an earlier answer in a conversation that ends with it (``Chat.beginnings``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain_jax.chat.format import Message, Segment
+from posttrain_jax.chat.format import Message, Segment, untrained
 from posttrain_jax.chat.messages import (
     calls_of,
     check_roles,
     function_of,
+    last_of,
     part_text,
     plain_or_json,
     reasoning_and_content,
@@ -71,9 +76,30 @@ class MiniMaxM2:
         self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool, add_generation_prompt: bool
     ) -> Iterator[Segment]:
         """The conversation from its first character to its last; see ``Chat.render``."""
+        return self.written(messages, tools, thinking, add_generation_prompt)
+
+    def training(self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool) -> Iterator[Segment]:
+        """The template's rendering, but each answer that is trained has a block; see ``Format.training``."""
+        check_roles(messages)
+        return self.written(messages, tools, thinking, learnt=self.learnt(messages, thinking))
+
+    def learnt(self, messages: Sequence[Message], thinking: bool) -> set[int]:
+        """The answers after the last user message, or all; see ``Format.learnt``."""
+        answers = {i for i, message in enumerate(messages) if message["role"] == "assistant"}
+        return answers if self.keep_all_thinking else {i for i in answers if i > last_of("user", messages)}
+
+    def written(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Message],
+        thinking: bool,
+        add_generation_prompt: bool = False,
+        learnt: Collection[int] | None = None,
+    ) -> Iterator[Segment]:
+        """The messages as the template writes them; those to be ``learnt``, if told, as their prompt opens them."""
         check_roles(messages)
         system = messages[0] if messages and messages[0]["role"] == "system" else {}
-        last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
+        last_user = last_of("user", messages)
         yield Segment(BEGIN, special=True)
         yield from role("system")
         yield from self.system(system, tools)
@@ -85,7 +111,11 @@ class MiniMaxM2:
                 yield from end_of_message()
             elif message["role"] == "assistant":
                 yield from role("ai")
-                yield from self.answer(message, index, thinking, current=index > last_user)
+                current = index > last_user
+                if learnt is None or index in learnt:
+                    yield from self.answer(message, index, thinking, current, opened=learnt is not None)
+                else:
+                    yield from untrained(self.answer(message, index, thinking, current))
             elif message["role"] == "tool":
                 previous, following = messages[index - 1], messages[index + 1 : index + 2]
                 if previous["role"] != "tool":
@@ -113,12 +143,15 @@ class MiniMaxM2:
             yield Segment(TOOLS_EXAMPLE)
             yield Segment(END_CALL, special=True)
 
-    def answer(self, message: Message, index: int, thinking: bool, current: bool) -> Iterator[Segment]:
-        """An assistant turn after its role: reasoning where it is kept, content, calls, end."""
+    def answer(
+        self, message: Message, index: int, thinking: bool, current: bool, opened: bool = False
+    ) -> Iterator[Segment]:
+        """An assistant turn after its role: reasoning where it is kept, or its block if that was ``opened`` anyhow,
+        content, calls, end."""
         reasoning, content = reasoning_and_content(message, index)
-        if current and not thinking:
+        if not thinking and (current or opened):
             yield from no_thinking()
-        elif reasoning and thinking and (current or self.keep_all_thinking):
+        elif thinking and (opened or (reasoning and (current or self.keep_all_thinking))):
             yield from open_thinking()
             yield Segment(f"{reasoning}\n", trained=True)
             yield Segment(END_THINK, special=True, trained=True)
@@ -130,10 +163,6 @@ class MiniMaxM2:
             yield Segment("\n" + "".join(invocation(call.name, call.values(index)) for call in calls), trained=True)
             yield Segment(END_CALL, special=True, trained=True)
         yield from end_of_message(trained=True)
-
-    def training(self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool) -> Iterator[Segment]:
-        """The template's own rendering: it keeps the last answer's reasoning."""
-        return self.segments(messages, tools, thinking, add_generation_prompt=False)
 
     def parse(self, text: str, tools: Sequence[Message], thinking: bool) -> dict[str, Any]:
         """The message that an answer stands for; see ``Chat.parse``."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from posttrain_jax import chat as chats
 from posttrain_jax.data import templates
+from posttrain_jax.data.beginnings import without_reasoning
 from posttrain_jax.data.files import Lines, decoded
 from posttrain_jax.data.records import Record
 from posttrain_jax.errors import UserError
@@ -26,7 +27,7 @@ class Outcome(NamedTuple):
       record: what it became; None when it was refused.
       notes: what was mended or taken by default, or why it was refused.
       tokens: of the conversation, of a pair with the better answer.
-      trained: those of them that the assistant has to produce.
+      trained: those that the assistant has to produce.
     """
 
     where: str
@@ -69,6 +70,7 @@ def check(path: str, family: str | None = None) -> Iterator[Outcome]:
         try:
             record, notes = templates.read(decoded(line))
             tokens, trained = sizes(record, family)
+            notes = notes + thoughtless(record, family)
         except (ValueError, UserError) as error:
             yield Outcome(lines.where(index), line, None, [str(error)])
         else:
@@ -80,21 +82,35 @@ def family_of(record: Record, family: str | None) -> str:
     return family or record.family or FAMILY
 
 
+def thoughtless(record: Record, family: str | None) -> list[str]:
+    """A note where answers of a record that thinks bring no reasoning, and the family writes some."""
+    if not (record.thinking and chat_for(record, family).thinks and without_reasoning(record.messages)):
+        return []
+    return ['no reasoning before an answer: an empty thought is trained, unless the record says "mode": "non-thinking"']
+
+
+def chat_for(record: Record, family: str | None) -> chats.Chat:
+    """The chat in which a record is encoded."""
+    name = family_of(record, family)
+    return chat_of(name, record.variant if record.family == name else None)
+
+
 def sizes(record: Record, family: str | None) -> tuple[int, int]:
-    """Tokens of a record, and how many of them are trained on; both sides of a pair have to be writable.
+    """Tokens of a record, and how many are trained on; both sides of a pair have to be writable.
 
     Raises:
       UserError: the family's format cannot write it.
     """
-    name = family_of(record, family)
-    chat = chat_of(name, record.variant if record.family == name else None)
+    chat = chat_for(record, family)
     answers = [side for side in (record.rejected, record.chosen) if side is not None] or [[]]
-    tokens, trained = [], []
+    longest = trained = 0
     for answer in answers:
         messages = [*record.messages, *answer]
-        prompt = not any(message["role"] == "assistant" for message in messages)
-        tokens, trained = chat.encode(messages, record.tools, record.thinking, add_generation_prompt=prompt)
-    return len(tokens), sum(trained)
+        ends = chat.beginnings(messages, record.thinking)
+        asked = ((messages[:end], False) for end in ends) if ends else [(messages, True)]  # a prompt alone
+        masks = [chat.encode(read, record.tools, record.thinking, prompt)[1] for read, prompt in asked]
+        longest, trained = max(map(len, masks)), sum(map(sum, masks)) if ends else 0
+    return longest, trained
 
 
 @functools.cache

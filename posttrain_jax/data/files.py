@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import difflib
+import glob
 import gzip
 import json
 import os
@@ -19,6 +20,7 @@ from posttrain_jax.chat.schema import from_json
 from posttrain_jax.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
+SUFFIXES = (".jsonl", ".json")
 SPACE = re.compile(r"\s*")
 SEPARATOR = re.compile(r"\s*(?:,|(?=\]\s*\Z))")
 
@@ -125,10 +127,7 @@ def open_unpacked(path: Path) -> IO[bytes]:
       UserError: no such file, or a damaged one.
     """
     if not path.is_file():
-        folder = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
-        wanted = (*path.absolute().relative_to(folder).parts, ".jsonl")[0]
-        entries = sorted(entry.name for entry in folder.iterdir())
-        raise UserError(f"{path} is {'a folder' if path.is_dir() else 'missing'}{nearest_there(wanted, entries)}")
+        raise UserError(f"{path} is {'a folder' if path.is_dir() else 'missing'}{nearest_of(path)}")
     if path.suffix != ".gz":
         return path.open("rb")
     unpacked = tempfile.TemporaryFile()
@@ -139,6 +138,39 @@ def open_unpacked(path: Path) -> IO[bytes]:
         raise UserError(f"{path} is not a whole gzip file: {error}") from error
     unpacked.seek(0)
     return unpacked
+
+
+def found(path: str) -> list[str]:
+    """The files that a name stands for: itself, those of records in a folder, or those that match a glob pattern.
+
+    Args:
+      path: a file, a folder (read without the folders in it), or a pattern, where ``**`` is any number of folders.
+
+    Raises:
+      UserError: there are none; names the nearest that there is.
+    """
+    place = Path(path).expanduser()
+    if place.is_file():
+        return [path]
+    pattern = str(place / "*") if place.is_dir() else str(place)
+    if not glob.has_magic(pattern):
+        raise UserError(f"{path} is missing{nearest_of(place)}")
+    names = [name for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
+    if read := [name for name in names if name.removesuffix(".gz").endswith(SUFFIXES)]:
+        return read
+    if place.is_dir():
+        deeper = any(entry.is_dir() for entry in place.iterdir())
+        hint = f"; to read the folders in it as well, name {place / '**' / '*.jsonl'}" if deeper else ""
+        raise UserError(f"{path} is a folder without .jsonl or .json files{hint}")
+    problem = f"{len(names)} files match {path}, none of them .jsonl or .json" if names else f"no file matches {path}"
+    raise UserError(f"{problem}{nearest_of(place)}")
+
+
+def nearest_of(path: Path) -> str:
+    """The entry nearest to a path that is not there, in the deepest of its folders that is; as the end of an error."""
+    folder = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    wanted = (*path.absolute().relative_to(folder).parts, ".jsonl")[0]
+    return nearest_there(wanted, sorted(entry.name for entry in folder.iterdir()))
 
 
 def nearest_there(name: str, names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ where it has them.
 from __future__ import annotations
 
 import bisect
+import glob
 import itertools
 import os
 import re
@@ -18,13 +19,12 @@ from typing import Any, Protocol
 import xxhash
 
 from posttrain_jax.data import chinese, gym, tasks, templates
-from posttrain_jax.data.files import Lines, decoded, nearest_there
+from posttrain_jax.data.files import SUFFIXES, Lines, decoded, found, nearest_there
 from posttrain_jax.errors import UserError
 
 Record = dict[str, Any]
 
-KINDS = "'tasks', a .jsonl or .json file, 'jsonl:PATH' or 'tfds:NAME[:SPLIT]'"
-FILES = (".jsonl", ".json")
+KINDS = "'tasks', .jsonl or .json files, a folder or pattern of them, 'jsonl:PATH' or 'tfds:NAME[:SPLIT]'"
 SHOWN = 10  # refusals told of a file
 GUESSING = "just a guess"  # all the thinking of a careless demonstration
 Demonstration = Callable[[int, int, int], Record]  # of a level, an index and a seed
@@ -55,11 +55,11 @@ def open(
     chinese_share: float = 0.0,
     demonstrations: Mapping[str, Demonstration] | None = None,
 ) -> Source:
-    """The source that ``spec`` names: 'tasks', a file of records, 'tfds:NAME[:SPLIT]', or several between commas.
+    """The source that ``spec`` names: 'tasks', a file of records, 'tfds:NAME[:SPLIT]', or several of these.
 
     Args:
-      spec: which source; a file is .jsonl or .json, also .gz, in any shape of `templates`, and may be called
-        'jsonl:PATH'.
+      spec: which source, or a list of them, or several between commas; a file is .jsonl or .json, also .gz, in any
+        shape of `templates`, and may be called 'jsonl:PATH'; PATH may be a folder or a glob pattern.
       names: task types ('tasks' only); empty means all.
       max_level: hardest level of a task ('tasks' only).
       system: system message of every conversation that brings none; empty adds none.
@@ -90,20 +90,39 @@ def open(
     return opened[0] if len(opened) == 1 else JoinedSource(opened)
 
 
-def parts(spec: str | Sequence[str]) -> Sequence[str]:
-    """The sources of a list, or between commas; a file's name may hold commas."""
-    if not isinstance(spec, str):
-        return list(spec)
-    if Path(spec.removeprefix("jsonl:")).expanduser().is_file():
+def parts(spec: str | Sequence[str]) -> list[str]:
+    """The sources of a list, or between commas; of a folder or a glob pattern, its files in the order of their names.
+
+    Raises:
+      UserError: none is named, or a file, folder or pattern that is not there; names the nearest.
+    """
+    named = [each for item in ([spec] if isinstance(spec, str) else spec) for each in _between_commas(item)]
+    if not named:
+        raise UserError(f"no data is named: expected {KINDS}")
+    return [file for name in named for file in _files(name)]
+
+
+def _between_commas(spec: str) -> list[str]:
+    """The names in a text; one that is there may hold commas."""
+    file = spec.removeprefix("jsonl:")
+    if file and Path(file).expanduser().exists():
         return [spec]
-    return [each.strip() for each in spec.split(",")]
+    return [each.strip() for each in spec.split(",") if each.strip()]
+
+
+def _files(name: str) -> list[str]:
+    if (file := file_of(name)) is None:
+        return [name]
+    return [f"jsonl:{each}" for each in found(file)] if name.startswith("jsonl:") else found(file)
 
 
 def file_of(spec: str) -> str | None:
-    """The file that a source is read from: 'jsonl:PATH', a name that ends like one, or any that is there."""
+    """What a source is read from: 'jsonl:PATH', a name that ends like a file, a pattern, or any that is there."""
     if spec.startswith("jsonl:"):
         return spec.removeprefix("jsonl:") or None
-    if spec.removesuffix(".gz").endswith(FILES) or Path(spec).expanduser().is_file():
+    place = Path(spec).expanduser()
+    like_a_file = spec.removesuffix(".gz").endswith(SUFFIXES) or "/" in spec or glob.has_magic(spec)
+    if spec != "tasks" and (like_a_file or place.exists()) and not spec.startswith("tfds:"):
         return spec
     return None
 
@@ -239,10 +258,14 @@ class FileSource:
 
 
 class JoinedSource:
-    """Several sources, one behind the other."""
+    """Several sources, one behind the other.
+
+    Attributes:
+      sources: these.
+    """
 
     def __init__(self, sources: Sequence[Source]):
-        self._sources = sources
+        self.sources = sources
         self._ends = list(itertools.accumulate(map(len, sources)))
 
     def __len__(self) -> int:
@@ -258,7 +281,7 @@ class JoinedSource:
 
     def _at(self, index: int) -> tuple[Source, int]:
         number = bisect.bisect_right(self._ends, index)
-        return self._sources[number], index - (self._ends[number - 1] if number else 0)
+        return self.sources[number], index - (self._ends[number - 1] if number else 0)
 
 
 class TfdsSource:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, get_type_hints
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from posttrain_jax.models.architecture import Architecture
 from posttrain_jax.setting import setting
@@ -119,7 +119,10 @@ class Router:
 class SFT:
     """Supervised fine-tuning."""
 
-    data: str = setting("tasks", "'tasks', .jsonl or .json files (also .gz) or 'tfds:NAME[:SPLIT]', between commas")
+    data: tuple = setting(
+        ("tasks",),
+        "'tasks', .jsonl or .json files (also .gz), folders or patterns of them, 'tfds:NAME[:SPLIT]'; one or several",
+    )
     careful_share: float = setting(
         1.0, "part of the 'tasks' demonstrations worked in steps; the others guess", minimum=0.0, maximum=1.0
     )
@@ -547,8 +550,13 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def to_config(recipe: Recipe) -> ConfigDict:
-    """The recipe as a ConfigDict, for a configuration file to fill in and the command line to override."""
-    return ConfigDict(dataclasses.asdict(recipe))
+    """The recipe as a ConfigDict, for a configuration file to fill in and the command line to override.
+
+    ``sft.data`` takes text as well as a tuple.
+    """
+    tree = dataclasses.asdict(recipe)
+    tree["sft"]["data"] = FieldReference(recipe.sft.data, field_type=object)
+    return ConfigDict(tree)
 
 
 def settings(kind: type = Recipe, prefix: str = "") -> Iterator[tuple[str, type, dataclasses.Field]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,8 +13,8 @@ from posttrain_jax.run.nearest import nearest
 from posttrain_jax.run.recipe import Recipe
 
 STAGES = ("sft", "reward_model", "dpo", "distill", "rl")
-DATA_SPECS = ("tasks", "jsonl:PATH", "tfds:NAME", "FILE.jsonl", "FILE.json")
-PAIR_SPECS = tuple(spec for spec in DATA_SPECS if not spec.startswith("tfds"))
+PAIR_SPECS = ("tasks", "jsonl:PATH", "FILE.jsonl", "FILE.json")
+DATA_SPECS = (*PAIR_SPECS, "tfds:NAME", "FOLDER", "*.jsonl")
 
 GROUP = 32  # inputs that share a scale in INT4; `quant.int4` needs JAX, and a recipe is checked without
 
@@ -228,21 +228,27 @@ def _mixture_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             yield keys, f"config.tasks.weights: no task weighs anything at the {when} step"
 
 
-def _data_rules(key: str, given: str, specs: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+def _data_rules(key: str, given: Sequence[str], specs: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
     """The form of a specification of data, and its files."""
     from posttrain_jax.data import sources
 
-    for spec in sources.parts(given) if specs is DATA_SPECS else (given,):
+    try:
+        named = sources.parts(given) if specs is DATA_SPECS else given
+    except UserError as error:
+        yield (key,), f"config.{key}: {error}"
+        return
+    for spec in named:
         kind, _, rest = spec.partition(":")
         problem = None
         if file := sources.file_of(spec):
             problem = _file_problem(Path(file).expanduser())
         elif not (spec == "tasks" or (rest and any(known.startswith(f"{kind}:") for known in specs))):
-            good = nearest(kind, [known.partition(":")[0] for known in specs])
-            form = next(known for known in specs if known.partition(":")[0] == good)
+            names = [known.partition(":")[0] for known in specs] + ([] if ":" in spec else os.listdir())
+            good = nearest(kind, names)
+            form = next((known for known in specs if known.partition(":")[0] == good), good)
             problem = f"must be one of {', '.join(specs)}; the nearest is {form}"
         if problem:
-            yield (key,), f"config.{key}={given!r}: {problem}"
+            yield (key,), f"config.{key}={spec!r}: {problem}"
 
 
 def _reward_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -281,11 +287,11 @@ def _reward_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
 
 def _file_rules(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Data and tokenizer: the form of the specification, and whether the file is there and is usable."""
-    if recipe.sft.data != "tasks":
+    if recipe.sft.data != ("tasks",):
         yield from _data_rules("sft.data", recipe.sft.data, DATA_SPECS)
     for stage in ("reward_model", "dpo"):
         if (data := getattr(recipe, stage).data) != "tasks":
-            yield from _data_rules(f"{stage}.data", data, PAIR_SPECS)
+            yield from _data_rules(f"{stage}.data", (data,), PAIR_SPECS)
     from posttrain_jax.chat import FORMATS, tokenizer  # imported when asked for: --help needs none
 
     if recipe.tokenizer not in tokenizer.shipped():

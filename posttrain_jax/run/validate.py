@@ -123,7 +123,7 @@ def differences(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
     found = []
     for path in sorted(before.keys() | after.keys()):
         old, new = before.get(path, "absent"), after.get(path, "absent")
-        old = tuple(old) if isinstance(old, list) else old
+        old = _as(type(new), old)
         if old != new and not path.startswith(("run.", "mesh.", "rollout.sharded")):
             found.append(f"config.{path} was {old!r} and is now {new!r}")
     return found
@@ -183,9 +183,9 @@ def _sound_phases(tree: Any, found: dict[str, str]) -> Phases:
 
 
 def _as(kind: type, value: Any) -> Any:
-    """A list as the tuple, and a whole number as the float, that is meant."""
-    if kind is tuple and isinstance(value, list):
-        return tuple(value)
+    """A list or a single name as the tuple, and a whole number as the float, that is meant."""
+    if kind is tuple and isinstance(value, list | str):
+        return (value,) if isinstance(value, str) else tuple(value)
     return float(value) if kind is float and type(value) is int else value
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from posttrain_jax.chat.format import Chat
-from posttrain_jax.data import pairs, tasks
+from posttrain_jax.data import beginnings, pairs, tasks
 from posttrain_jax.data import pipeline as data
 from posttrain_jax.data.curriculum import Curriculum, mixture
 from posttrain_jax.data.sources import Source
@@ -64,8 +64,10 @@ class Shared:
     folder: Path
 
 
-def sources(recipe: Recipe, stage: str) -> dict[str, Source]:
+def sources(recipe: Recipe, stage: str, chat: Chat) -> dict[str, Source]:
     """The records that a stage reads, every line of them checked; those of ``distill`` are not there before it.
+
+    What SFT reads is as the chat has it learnt, `data.beginnings`.
 
     Raises:
       UserError: as of `data.sources.open` and `data.pairs.open`.
@@ -80,13 +82,18 @@ def sources(recipe: Recipe, stage: str) -> dict[str, Source]:
     found: dict[str, Source] = {}
     if stage == "sft" or (stage == "rl" and recipe.rl.objective.ptx_weight):
         more: dict[str, Any] = {name: getattr(recipe.sft, name) for name in SHARES} | {"demonstrations": played}
-        found["sft"] = open_conversations(recipe.sft.data, **more, **told)
+        found["sft"] = beginnings.learnt(open_conversations(recipe.sft.data, **more, **told), chat)
     asked: dict[str, Any] = told | {"names": [name for name in told["names"] if name not in played] or tasks.TASKS}
     if stage in ("reward_model", "dpo"):
         found[stage] = pairs.open(getattr(recipe, stage).data, "train", **asked)
     if stage == "reward_model":
         found[HELDOUT] = pairs.open(recipe.reward_model.data, "heldout", **asked)
     return found
+
+
+def remarks(found: Mapping[str, Source]) -> list[str]:
+    """What whoever trains on the records should know, a line each."""
+    return [line for source in found.values() for line in beginnings.remarks(source)]
 
 
 def parts(shared: Shared, stage: str, policy: nnx.State | None = None, reward: nnx.State | None = None) -> tuple:

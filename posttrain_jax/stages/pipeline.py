@@ -94,7 +94,9 @@ class Run:
         self.chat = make_chat(recipe)
         self.phases = {phase.name: phase for phase in phases.of(recipe)}
         # before anything is computed: a broken line is told at once
-        records = {name: catalogue.sources(phase.recipe, phase.kind) for name, phase in self.phases.items()}
+        records = {name: catalogue.sources(phase.recipe, phase.kind, self.chat) for name, phase in self.phases.items()}
+        for line in dict.fromkeys(line for found in records.values() for line in catalogue.remarks(found)):
+            screen.warn(line)
         self.engine = make_engine(recipe, self.chat, mesh=self.mesh)
         self.problems = worlds.heldout(
             recipe.tasks.names or tasks.TASKS, recipe.tasks.max_level, recipe.evaluation.problems, recipe.tasks.seed

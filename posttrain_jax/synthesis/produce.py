@@ -23,11 +23,12 @@ RECORDS, REJECTED, SETTINGS = "records.jsonl", "rejected.jsonl", "settings.json"
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """What became of a task: a record, or the reason why there is none."""
+    """What became of a task: a record, or the reason why there is none, and what else there is to say of that."""
 
     index: int
     record: Record | None
     reason: str = ""
+    about: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -89,7 +90,7 @@ async def produce(
                     records.flush()
                 else:
                     counts.rejected[attempt.reason] += 1
-                    rejected.write(_line({"index": attempt.index, "reason": attempt.reason}))
+                    rejected.write(_line({"index": attempt.index, "reason": attempt.reason, **attempt.about}))
                     rejected.flush()
                 told(counts)
         finally:

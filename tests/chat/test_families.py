@@ -124,7 +124,8 @@ def test_kimi_numbers_calls_and_keeps_reasoning_while_the_loop_runs():
     assert CHATS["kimi_k2"].render(LOOP) == finished
     stretches, whole = masked("kimi_k2", LOOP)
     assert whole == running + "<think>R3</think>A2<|im_end|>"
-    assert stretches == ["A1<|im_end|>", f"<think>R2</think>{K2_CALLS}", "<think>R3</think>A2<|im_end|>"]
+    assert stretches == [f"<think>R2</think>{K2_CALLS}", "<think>R3</think>A2<|im_end|>"]
+    assert masked("kimi_k2", LOOP[:3])[0] == ["<think>R1</think>A1<|im_end|>"]
     instruct = CHATS["kimi_k2 instruct"].render(LOOP)
     assert instruct == finished.replace("<think></think>", "")
     assert masked("kimi_k2 instruct", LOOP) == (["A1<|im_end|>", K2_CALLS, "A2<|im_end|>"], instruct)
@@ -134,10 +135,10 @@ def test_glm_learns_to_stop():
     stretches, whole = masked("glm_4_6", LOOP)
     assert whole == CHATS["glm_4_6"].render(LOOP) + "<|user|>"
     assert stretches == [
-        "\nA1<|user|>",
         f"\n<think>R2</think>{GLM_CALLS}<|observation|>",
         "\n<think>R3</think>\nA2<|user|>",
     ]
+    assert masked("glm_4_6", LOOP[:3])[0] == ["\n<think>R1</think>\nA1<|user|>"]
     assert masked("glm_4_6", LOOP[:5])[1].endswith("</tool_call><|observation|>")
 
 
@@ -153,7 +154,8 @@ def test_glm_without_thinking():
 
 def test_m1_learns_reasoning_that_its_template_leaves_out():
     stretches, whole = masked("minimax_m1", LOOP)
-    assert stretches == ["A1<end_of_sentence>", M1_CALLS, "<think>\nR3\n</think>\n\nA2<end_of_sentence>"]
+    assert stretches == ["<think>\nR3\n</think>\n\nA2<end_of_sentence>"]
+    assert masked("minimax_m1", LOOP[:5])[0] == [f"<think>\nR2\n</think>\n\n{M1_CALLS}"]
     assert "tool name: get_weather\ntool result: Sunny\n\n" in whole and "R1" not in whole
     assert CHATS["minimax_m1"].render(LOOP) == whole.replace("<think>\nR3\n</think>\n\n", "")
 
@@ -167,8 +169,8 @@ def test_keep_all_thinking(family):
 
 @each_chat
 def test_only_answers_are_trained(family):
-    stretches, _ = masked(family, LOOP, tools=[TOOL])
-    text = "".join(stretches)
+    ends = CHATS[family].beginnings(LOOP)
+    text = "".join(stretch for end in ends for stretch in masked(family, LOOP[:end], tools=[TOOL])[0])
     assert "A1" in text and "A2" in text and "Osaka" in text
     assert not any(word in text for word in ("SYS", "Q1", "Q2", "Sunny", "Rain", "properties"))
     prompt, mask = CHATS[family].encode(LOOP[:-1], tools=[TOOL], add_generation_prompt=True)

@@ -157,8 +157,8 @@ def test_content_lists():
 
 
 def test_loss_mask_covers_what_the_model_writes():
+    assert trained_text(CONVERSATION[:3], tools=[WEATHER]) == ["R1\n</think>\n\nA1[e~["]
     assert trained_text(CONVERSATION, tools=[WEATHER]) == [
-        "A1[e~[",
         f"R2\n</think>\n\n{CALLS_GOLDEN}[e~[",
         "R3\n</think>\n\nA2[e~[",
     ]

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from posttrain_jax.environments import worlds
 from posttrain_jax.models import glm_4_6, kimi_k2, minimax_m1
 from posttrain_jax.planning.chips import read_slice
 from posttrain_jax.planning.search import divides, resolved
 from posttrain_jax.run import phases, validate
+from posttrain_jax.stages import setup
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODELS = {
@@ -85,6 +87,19 @@ def test_variants(scale):
         assert kimi.precision.qat == qat and kimi.rollout.int4 == (qat == "int4")
     dpo = validate.recipe_from(get_config("glm_4_6", f"{scale}-dpo"))
     assert dpo.kinds == ("sft", "rl", "sft", "rl", "dpo", "distill", "rl", "rl")
+
+
+@pytest.mark.parametrize(("family", "phase", "declared"), [("kimi_k2", "tools", 15), ("glm_4_6", "calls", 40)])
+def test_tiny_has_room_for_episodes_whose_tool_is_declared_in_few_tokens(family, phase, declared):
+    recipe = validate.recipe_from(get_config(family, "tiny"))
+    speaker = setup.make_chat(recipe)
+    (phase,) = (each for each in phases.of(recipe) if each.name == phase)
+    for level in range(recipe.tasks.max_level + 1):
+        for index in range(100):
+            record = worlds.demonstration("register", level, index, recipe.tasks.seed)
+            whole = len(speaker.encode(record["messages"], record["tools"])[0])
+            assert whole <= phase.settings.length <= recipe.model.max_length and whole <= recipe.rollout.max_prompt + 64
+            assert whole - len(speaker.encode(record["messages"])[0]) <= declared
 
 
 @pytest.mark.parametrize("family", ["kimi_k2", "glm_4_6"])

@@ -107,8 +107,8 @@ def test_missing_files_name_the_nearest_there_is(tmp_path):
     (tmp_path / "data").mkdir()
     with pytest.raises(UserError, match=r"dota/train\.jsonl is missing; the nearest there is data$"):
         sources.open(f"jsonl:{tmp_path / 'dota' / 'train.jsonl'}")
-    with pytest.raises(UserError, match=r"is a folder; the nearest there is train\.jsonl$"):
-        sources.open(f"jsonl:{tmp_path}")
+    with pytest.raises(UserError, match=r"data is a folder without \.jsonl or \.json files$"):
+        sources.open(str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
@@ -126,8 +126,57 @@ def test_a_cut_off_gzip_file_is_refused(tmp_path):
 
 
 def test_unknown_kinds_are_refused(tmp_path):
-    with pytest.raises(UserError, match="'csv:a' is unknown: expected 'tasks', a .jsonl or .json file, .*'tfds:NAME"):
+    with pytest.raises(UserError, match="'csv:a' is unknown: expected 'tasks', .jsonl or .json files, .*'tfds:NAME"):
         sources.open("csv:a")
+
+
+def test_folders_and_patterns_are_their_files_in_order(tmp_path):
+    inner = tmp_path / "data" / "more"
+    inner.mkdir(parents=True)
+    for place in (tmp_path / "data" / "b.jsonl", tmp_path / "data" / "a.jsonl", inner / "c.jsonl"):
+        write(place, [{"prompt": place.stem, "response": "r"}])
+    with gzip.open(tmp_path / "data" / "d.json.gz", "wt") as file:
+        json.dump([{"prompt": "d", "response": "r"}], file)
+    (tmp_path / "data" / "notes.txt").write_text("nothing to learn")
+
+    def prompts(spec):
+        source = sources.open(spec)
+        return [source[index]["messages"][0]["content"] for index in range(len(source))]
+
+    data = str(tmp_path / "data")
+    assert prompts(data) == prompts(f"jsonl:{data}") == prompts([f"{data}/*"]) == ["a", "b", "d"]
+    assert prompts(f"{data}/[ab].jsonl") == ["a", "b"]
+    assert prompts(f"{data}/**/*.jsonl") == ["a", "b", "c"]
+    assert prompts((f"{data}/b.jsonl", f"{data}/more")) == prompts(f"{data}/b.jsonl, {data}/more") == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("data/tarin.jsonl", r"data/tarin\.jsonl is missing; the nearest there is train\.jsonl$"),
+        ("dota/*.jsonl", r"no file matches .*dota/\*\.jsonl; the nearest there is data$"),
+        ("data/*.csv", r"no file matches .*; the nearest there is train\.jsonl$"),
+        ("data/*.txt", r"1 files match .*, none of them \.jsonl or \.json"),
+        ("outer", r"outer is a folder without .*; to read the folders in it as well, name .*outer/\*\*/\*\.jsonl$"),
+        ("missing", r"missing is missing; the nearest there is "),
+    ],
+)
+def test_what_is_not_there_is_told_with_the_nearest(tmp_path, spec, told):
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "train.jsonl", [GSM8K])
+    (tmp_path / "data" / "notes.txt").write_text("a")
+    for named in (str(tmp_path / spec), [str(tmp_path / "data"), str(tmp_path / spec)]):
+        with pytest.raises(UserError, match=told):
+            sources.open(named)
+
+
+def test_a_name_may_hold_commas_and_nothing_is_an_error(tmp_path):
+    path = write(tmp_path / "a,b.jsonl", [GSM8K]).removeprefix("jsonl:")
+    assert len(sources.open(path)) == len(sources.open(f"jsonl:{path}")) == 1
+    for nothing in ("", " , ", (), ("",)):
+        with pytest.raises(UserError, match="no data is named"):
+            sources.open(nothing)
 
 
 def test_several_files_are_read_one_behind_the_other(tmp_path):

@@ -114,6 +114,10 @@ def test_a_key_left_out_keeps_its_default():
         ({"stages": ()}, ["config.stages", "nothing to do"]),
         ({"sft__data": "json:a"}, ["config.sft.data='json:a'", "nearest is jsonl:PATH"]),
         ({"sft__data": "jsonl:"}, ["config.sft.data='jsonl:'", "jsonl:PATH"]),
+        ({"sft__data": ("tasks", "json:a")}, ["config.sft.data='json:a'", "nearest is jsonl:PATH"]),
+        ({"sft__data": "taks"}, ["config.sft.data='taks'", "nearest is tasks"]),
+        ({"sft__data": ()}, ["config.sft.data: no data is named"]),
+        ({"sft__data": ("tasks", 3)}, ["config.sft.data", "tuple of names"]),
         ({"tokenizer": "nowhere/tiny.model"}, ["config.tokenizer='nowhere/tiny.model'", "no such file"]),
         ({"sft__steps": -1}, ["config.sft.steps=-1", "at least 0"]),
         ({"rl__promote_at": 1.5}, ["config.rl.promote_at=1.5", "at most 1.0"]),
@@ -179,11 +183,32 @@ def test_files(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "broken.model").write_text("not a model")
     assert problems(sft__data=f"jsonl:{tmp_path}/train.jsonl") == []
-    assert "nearest in" in problems(sft__data=f"jsonl:{tmp_path}/trian.jsonl")[0]
-    assert "train.jsonl" in problems(sft__data=f"jsonl:{tmp_path}/trian.jsonl")[0]
+    assert (
+        "trian.jsonl is missing; the nearest there is train" in problems(sft__data=f"jsonl:{tmp_path}/trian.jsonl")[0]
+    )
     assert "empty" in problems(sft__data=f"jsonl:{tmp_path}/empty.jsonl")[0]
-    assert "directory" in problems(sft__data=f"jsonl:{tmp_path}")[0]
+    assert problems(sft__data=f"{tmp_path}/t*.jsonl") == problems(sft__data=["tasks", f"{tmp_path}/train.jsonl"]) == []
+    (told,) = problems(sft__data=f"jsonl:{tmp_path}")  # both of its files
+    assert f"config.sft.data='jsonl:{tmp_path}/empty.jsonl': the file is empty" in told
+    assert "directory" in problems(dpo__data=f"jsonl:{tmp_path}")[0]
     assert "cannot be read as a tokenizer" in problems(tokenizer=f"{tmp_path}/broken.model")[0]
+
+
+def test_a_name_without_a_place_may_be_a_file_or_folder(tmp_path, monkeypatch):
+    (tmp_path / "chats").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "config.sft.data='chtas': must be" in problems(sft__data="chtas")[0]
+    assert problems(sft__data="chtas")[0].endswith("the nearest is chats")
+    assert problems(sft__data="taks")[0].endswith("the nearest is tasks")
+
+
+def test_a_run_from_when_data_was_text_goes_on():
+    saved = dataclasses.asdict(Recipe())
+    for before, now in (("tasks", ("tasks",)), ("a.jsonl,b.jsonl", ("a.jsonl,b.jsonl",)), (["a", "b"], ("a", "b"))):
+        saved["sft"]["data"] = before
+        recipe = dataclasses.replace(Recipe(), sft=dataclasses.replace(Recipe().sft, data=now))
+        assert validate.differences(saved, recipe) == []
+    assert "config.sft.data" in validate.differences(saved, Recipe())[0]
 
 
 def test_workdir(tmp_path):

@@ -10,7 +10,7 @@ from posttrain_jax.data import records
 from posttrain_jax.data.records import Message, Record, checked, nearest
 from posttrain_jax.data.templates import pseudo_calls
 from posttrain_jax.data.templates.template import ANNOTATIONS, Fields, Template
-from posttrain_jax.data.templates.translation import answer, text, tools
+from posttrain_jax.data.templates.translation import answer, mode, text, tools
 
 ROLES = {
     **dict.fromkeys(("human", "user", "prompter"), "user"),
@@ -27,7 +27,7 @@ def canonical(fields: Fields, notes: list[str]) -> Record:
 
 
 def openai(fields: Fields, notes: list[str]) -> Record:
-    """``messages``, and ``tools`` where there are any; the messages stay as they are."""
+    """``messages``, and ``tools`` where there are any."""
     messages = fields["messages"]
     if isinstance(messages, list):
         messages = [explicit(message) for message in messages]
@@ -35,13 +35,12 @@ def openai(fields: Fields, notes: list[str]) -> Record:
 
 
 def explicit(message: Any) -> Any:
-    """The message; one that thinks more than once, or after its first words, with its reasoning in a field of its own:
-    a format that looks for it in the text would drop what stands between."""
+    """The message; an assistant's that thinks in its text, with what comes first of that in a field of its own: some
+    formats would look for it in the text and drop what stands between, others would leave it there."""
     said = message.get("content") if isinstance(message, dict) and message.get("role") == "assistant" else None
     if not isinstance(said, str) or message.get("reasoning_content") is not None or "</think>" not in said:
         return message
-    found = answer(said, None)
-    return message if "</think>" not in found["content"] and found["reasoning_content"] else {**message, **found}
+    return {**message, **answer(said, None)}
 
 
 def sharegpt(fields: Fields, notes: list[str]) -> Record:
@@ -83,8 +82,9 @@ def conversation(name: str, field: str, messages: Any, fields: Fields) -> Record
     for function in functions:
         function_of(function)
     kept = {name: fields[name] for name in ANNOTATIONS if name in fields}
+    thinking = mode(fields["mode"]) if "mode" in fields else True
     stage = "agentic" if functions else "sft"
-    return checked(Record(messages, functions, stage=stage, annotations=kept, template=name))
+    return checked(Record(messages, functions, thinking, stage, annotations=kept, template=name))
 
 
 def gsm8k(fields: Fields, notes: list[str]) -> Record:
@@ -114,18 +114,23 @@ def alpaca(fields: Fields, notes: list[str]) -> Record:
     return conversation("alpaca", "instruction", messages, fields)
 
 
+MODE = {"mode": "mode"}
 KEPT = dict.fromkeys(records.FIELDS, "record")
 
 TEMPLATES = (
     Template("record", "what `Record.to_dict` writes", {records.MARK: "record"}, KEPT, translate=canonical),
     Template(
-        "openai", "messages with roles, tool calls", {"messages": "messages"}, {"tools": "tools"}, translate=openai
+        "openai",
+        "messages with roles, tool calls",
+        {"messages": "messages"},
+        {"tools": "tools", **MODE},
+        translate=openai,
     ),
     Template(
         "sharegpt",
         "turns from human and gpt",
         {"conversations": "messages"},
-        {"tools": "tools", "system": "system"},
+        {"tools": "tools", "system": "system", **MODE},
         translate=sharegpt,
     ),
     Template("gsm8k", "a question and its worked answer", {"question": "prompt", "answer": "answer"}, translate=gsm8k),
@@ -133,7 +138,7 @@ TEMPLATES = (
         "alpaca",
         "an instruction, its input, an output",
         {"instruction": "prompt", "output": "answer"},
-        {"input": "context", "history": "messages", "system": "system"},
+        {"input": "context", "history": "messages", "system": "system", **MODE},
         translate=alpaca,
     ),
 )
