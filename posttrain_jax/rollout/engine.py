@@ -22,6 +22,7 @@ from posttrain_jax.models.decoder import Decoder, abstract, unstack
 from posttrain_jax.parallel import exchange, placement
 from posttrain_jax.parallel import mesh as meshes
 from posttrain_jax.parallel.experts import coarsest
+from posttrain_jax.parallel.overlap import sampling_options
 from posttrain_jax.quant import int4 as quant
 from posttrain_jax.rollout import decode, speculative
 from posttrain_jax.rollout.bank import Bank
@@ -89,7 +90,8 @@ class Engine:
         self._lying, self._slots_lying = lying, slots_lying
 
         def compiled(f, **options):
-            return jax.jit(placement.on(mesh, meshes.SAMPLE)(f), out_shardings=slots_lying, **options)
+            run = placement.on(mesh, meshes.SAMPLE)(f)
+            return jax.jit(run, out_shardings=slots_lying, compiler_options=sampling_options(mesh), **options)
 
         self._load = jax.jit(lambda weights: jax.tree.leaves(load(weights)), out_shardings=lying)
         self._form = partial(jax.eval_shape, load)

@@ -116,3 +116,18 @@ def test_matrices_that_are_fetched_travel_beside_a_kernel():
         if c is not module.entry
     ]
     assert {"all-gather", "custom-call"} in kinds
+
+
+@pytest.mark.parametrize("program", ["prefill", "decode"])
+def test_what_samples_leaves_the_sparse_cores_of_tpu7x_alone(arch, program):
+    """Their programs take the compiler longer than all the rest at full size."""
+    arch = dataclasses.replace(arch, hidden=1024, vocab=4096, expert_ffn=512, experts=8)
+    mesh = meshes.make_mesh(fsdp=4, expert=2, devices=tpu_compiler.devices("tpu7x:2x2x1"))
+    limits = Limits(slots=64, max_prompt=128, max_response=128, decode_chunk=4, prefill_batch=64, stop_tokens=(0,))
+    engine = Engine(arch, limits, compute_dtype="bfloat16", mesh=mesh)
+    _, weights = abstract(lambda: Decoder(arch, rngs=nnx.Rngs(0)), mesh)
+    run, arguments = engine.programs(weights, mesh)[program]
+    with tiles.compiling_for("tpu7x"), tpu_compiler.uncached():
+        text = run.trace(*arguments).lower(lowering_platforms=("tpu",)).compile().as_text()
+    assert "all-gather" in text
+    assert "sparsecore" not in text
