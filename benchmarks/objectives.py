@@ -104,6 +104,7 @@ def run(name: str, seed: int, options) -> list[tuple[int, float]]:
         None,
         start=0,
         draws=0,
+        used=0,
         samples_per_step=0,
     )
     for step in steps:

@@ -171,6 +171,7 @@ def our_steps(recipe, chat, split, steps: int):
             None,
             start=0,
             draws=0,
+            used=0,
             samples_per_step=0,
         )
 
