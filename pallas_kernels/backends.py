@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels import tiles
 
@@ -48,3 +50,11 @@ def device_form() -> str:
         return "tpu"
     hopper = device.platform == "gpu" and getattr(device, "compute_capability", "") == "9.0"
     return "gpu" if hopper else "xla"
+
+
+def exact(dtype: Any) -> jax.lax.Precision:
+    """The precision with which a kernel's products of ``dtype`` with float32 sums lose nothing, whatever JAX's default.
+
+    float32 takes several passes of a matrix unit. Products of 16 bits are exact in one; Mosaic refuses to make more.
+    """
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT

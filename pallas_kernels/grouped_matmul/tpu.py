@@ -17,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import tiles
+from pallas_kernels.backends import exact
 from pallas_kernels.grouped_matmul.quantized import Quantized
 from pallas_kernels.grouped_matmul.visits import visits
 
@@ -196,7 +197,7 @@ def _kernel(tile, group, start, end, *refs, rows, structure, beside, sums, finis
 
     held = iter(plain)
     rhs = [next(held) if isinstance(matrix, Quantized) else matrix.at[0] for matrix in rhs]
-    precision = jax.lax.Precision.HIGHEST if lhs[0].dtype == jnp.float32 else None
+    precision = exact(lhs[0].dtype)
     dims = (((1,), (1 if transposed else 0,)), ((), ()))
     for s in range(lhs[0].shape[0] // strip):
         here = pl.ds(s * strip, strip)
@@ -260,7 +261,7 @@ def _transposed_kernel(tile, group, start, end, lhs, rhs, out, total, *, strip, 
     def _():
         total[...] = jnp.zeros_like(total)
 
-    precision = jax.lax.Precision.HIGHEST if lhs.dtype == jnp.float32 else None
+    precision = exact(lhs.dtype)
     for s in range(lhs.shape[0] // strip):
         here = pl.ds(s * strip, strip)
         low, high = start[mine] - first - s * strip, end[mine] - first - s * strip

@@ -15,6 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from pallas_kernels import tiles
+from pallas_kernels.backends import exact
 from pallas_kernels.lightning_attention.segments import Layout
 
 ROWS = 8  # of the layout in VMEM: one tile of 32-bit numbers
@@ -104,7 +105,7 @@ def _kernel(log_decay, rows, q, k, v, initial, out, final, state, *, together, d
     near, far = (UNTIL, SINCE) if reverse else (SINCE, UNTIL)
     near, far = column[:, near : near + 1], column[:, far : far + 1]
     across = here[ACROSS : ACROSS + 1, :1]
-    dot = partial(_dot, precision=jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None)
+    dot = partial(_dot, precision=exact(q.dtype))
 
     for head in range(together):
         rate = log_decay[pl.program_id(1) * together + head]

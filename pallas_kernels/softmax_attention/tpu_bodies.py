@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from pallas_kernels.backends import exact
 from pallas_kernels.softmax_attention.blocks import NOTHING, visited
 from pallas_kernels.softmax_attention.step import LANES
 
@@ -184,6 +185,6 @@ def _kv_head(of, k, v, head):
 
 
 def _dot(a, b, axes):
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    precision = exact(a.dtype)
     dims = (((axes[0],), (axes[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)

@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import tiles
+from pallas_kernels.backends import exact
 from pallas_kernels.softmax_attention.step import LANES, up_to
 from pallas_kernels.softmax_attention.tpu_bodies import START, UNSEEN
 
@@ -75,7 +76,7 @@ def _kernel(last, q, cache, out, m, total, mixed, *, rank, scale, length):
     position = last[pl.program_id(0)]
     dot = partial(
         jax.lax.dot_general,
-        precision=jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None,
+        precision=exact(q.dtype),
         preferred_element_type=jnp.float32,
     )
 

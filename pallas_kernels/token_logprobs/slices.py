@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.backends import exact
+
 LANES = 128  # that a slice is a multiple of
 SLICE_BYTES = 1 << 27  # of the gradients of logits that exist at one time
 
@@ -39,7 +41,7 @@ def gradient(
     targets, inverse, normaliser, scale = (x.reshape(-1, 1) for x in (targets, inverse, normaliser, scale))
     columns = slice_columns(len(rows), vocab, hidden.dtype.itemsize)
     slices = -(-vocab // columns)
-    precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
+    precision = exact(hidden.dtype)
     dot = partial(jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
 
     def some(index, carry):

@@ -15,6 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import tiles
+from pallas_kernels.backends import exact
 
 LANES = 128
 
@@ -84,7 +85,7 @@ def _kernel(hidden, head, targets, inverse, normaliser, chosen, entropy, largest
         largest[...] = jnp.full_like(largest, -1e30)
         total[...], spread[...], met[...] = (jnp.zeros_like(x) for x in (total, spread, met))
 
-    precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
+    precision = exact(hidden.dtype)
     logits = jnp.dot(hidden[...], head[...], precision=precision, preferred_element_type=jnp.float32) * inverse[...]
     word = step * columns + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
     known = word < vocab

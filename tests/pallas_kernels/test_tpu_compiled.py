@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
-from pallas_kernels import expert_ffn, latent_attention_step, softmax_attention
+from pallas_kernels import expert_ffn, latent_attention_step, lightning_attention, softmax_attention
 from pallas_kernels.full_size import FAMILIES, cases
 from pallas_kernels.tpu_compiler import TOPOLOGIES, compile_for
 
@@ -40,6 +40,19 @@ def test_lightning_attention_and_its_gradient_keep_nothing_but_arrays_of_their_l
     program = compile_for("v5p", case.run, *case.shapes)
     one = case.shapes[0].size * 2
     assert program.temporary_bytes < 6 * one
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_it_compiles_whatever_precision_products_have_by_default(dtype):
+    rows = jax.ShapeDtypeStruct((1, 512, 2, 128), dtype)
+    decay = jnp.array([-0.5, -0.01])
+
+    def loss(q, k, v):
+        return lightning_attention(q, k, v, decay, backend="tpu")[0].astype(jnp.float32).sum()
+
+    with jax.default_matmul_precision("highest"):
+        program = compile_for("v5p", jax.grad(loss, argnums=(0, 1, 2)), rows, rows, rows)
+    assert program.kernels
 
 
 def test_experts_of_m2_where_xla_is_refused():
