@@ -17,7 +17,8 @@ from ml_collections import ConfigDict, config_flags
 
 from posttrain_jax.errors import UserError
 from posttrain_jax.run import validate
-from posttrain_jax.run.recipe import Recipe, flatten, settings, training_bytes
+from posttrain_jax.run.recipe import Recipe, flatten, settings
+from posttrain_jax.run.sizes import training_bytes
 
 SCALES = ("tiny", "small", "full")
 RECIPES = Path(__file__).resolve().parents[1] / "configs"

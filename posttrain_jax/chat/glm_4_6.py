@@ -74,12 +74,6 @@ class GLM46:
     call_mark = CALL
 
     def segments(
-        self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool, add_generation_prompt: bool
-    ) -> Iterator[Segment]:
-        """The conversation from its first character to its last; see ``Chat.render``."""
-        return self.written(messages, tools, thinking, add_generation_prompt)
-
-    def written(
         self,
         messages: Sequence[Message],
         tools: Sequence[Message],
@@ -87,7 +81,7 @@ class GLM46:
         add_generation_prompt: bool = False,
         learnt: Collection[int] | None = None,
     ) -> Iterator[Segment]:
-        """The messages as the template writes them; only what is ``learnt`` is trained, if that is told."""
+        """See ``Chat.render``; only what is ``learnt`` is trained, if that is told."""
         check_roles(messages, system_anywhere=True)
         last_user = last_of("user", messages)
         yield from (Segment(name, special=True) for name in BEGIN)
@@ -122,7 +116,7 @@ class GLM46:
         if answered and not thinking:
             _, content = reasoning_and_content(last, len(messages) - 1)
             messages = [*messages[:-1], {**last, "content": content, "reasoning_content": ""}]
-        yield from self.written(messages, tools, thinking, learnt=self.learnt(messages, thinking))
+        yield from self.segments(messages, tools, thinking, learnt=self.learnt(messages, thinking))
         if answered:
             yield Segment(OBSERVATION if last.get("tool_calls") else USER, special=True, trained=True)
 

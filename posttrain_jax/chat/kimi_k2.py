@@ -78,12 +78,6 @@ class KimiK2:
     call_mark = CALLS
 
     def segments(
-        self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool, add_generation_prompt: bool
-    ) -> Iterator[Segment]:
-        """The conversation from its first character to its last; see ``Chat.render``."""
-        return self.written(messages, tools, thinking, add_generation_prompt)
-
-    def written(
         self,
         messages: Sequence[Message],
         tools: Sequence[Message],
@@ -91,7 +85,7 @@ class KimiK2:
         add_generation_prompt: bool = False,
         learnt: Collection[int] | None = None,
     ) -> Iterator[Segment]:
-        """The messages as the template writes them; only what is ``learnt`` is trained, if that is told."""
+        """See ``Chat.render``; only what is ``learnt`` is trained, if that is told."""
         check_roles(messages, system_anywhere=True)
         settled = last_settled(messages)
         if tools:
@@ -124,10 +118,10 @@ class KimiK2:
         learnt = self.learnt(messages, thinking)
         *before, last = messages or [{}]
         if last.get("role") != "assistant":
-            yield from self.written(messages, tools, thinking, learnt=learnt)
+            yield from self.segments(messages, tools, thinking, learnt=learnt)
             return
         index = len(before)
-        yield from self.written(before, tools, thinking, add_generation_prompt=True, learnt=learnt)
+        yield from self.segments(before, tools, thinking, add_generation_prompt=True, learnt=learnt)
         if self.thinks and thinking:
             yield from think(reasoning_of(last, index) or "", trained=True)
         yield from self.answer(last, index, call_ids(messages)[index], thinking, running=None)

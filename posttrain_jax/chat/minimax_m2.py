@@ -72,23 +72,17 @@ class MiniMaxM2:
     stop_tokens = (END,)
     call_mark = CALL
 
-    def segments(
-        self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool, add_generation_prompt: bool
-    ) -> Iterator[Segment]:
-        """The conversation from its first character to its last; see ``Chat.render``."""
-        return self.written(messages, tools, thinking, add_generation_prompt)
-
     def training(self, messages: Sequence[Message], tools: Sequence[Message], thinking: bool) -> Iterator[Segment]:
         """The template's rendering, but each answer that is trained has a block; see ``Format.training``."""
         check_roles(messages)
-        return self.written(messages, tools, thinking, learnt=self.learnt(messages, thinking))
+        return self.segments(messages, tools, thinking, learnt=self.learnt(messages, thinking))
 
     def learnt(self, messages: Sequence[Message], thinking: bool) -> set[int]:
         """The answers after the last user message, or all; see ``Format.learnt``."""
         answers = {i for i, message in enumerate(messages) if message["role"] == "assistant"}
         return answers if self.keep_all_thinking else {i for i in answers if i > last_of("user", messages)}
 
-    def written(
+    def segments(
         self,
         messages: Sequence[Message],
         tools: Sequence[Message],
@@ -96,7 +90,7 @@ class MiniMaxM2:
         add_generation_prompt: bool = False,
         learnt: Collection[int] | None = None,
     ) -> Iterator[Segment]:
-        """The messages as the template writes them; those to be ``learnt``, if told, as their prompt opens them."""
+        """See ``Chat.render``; those to be ``learnt``, if told, as their prompt opens them."""
         check_roles(messages)
         system = messages[0] if messages and messages[0]["role"] == "system" else {}
         last_user = last_of("user", messages)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from posttrain_jax.run import phases
 from posttrain_jax.run.phases import Phase
-from posttrain_jax.run.recipe import Recipe, checkpoint_bytes
+from posttrain_jax.run.recipe import Recipe
+from posttrain_jax.run.sizes import checkpoint_bytes
 
 
 def describe(recipe: Recipe) -> dict[str, str]:

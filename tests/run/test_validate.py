@@ -13,12 +13,11 @@ from posttrain_jax.run import validate
 from posttrain_jax.run.outline import describe
 from posttrain_jax.run.recipe import (
     Recipe,
-    checkpoint_bytes,
     flatten,
     settings,
     to_config,
-    training_bytes,
 )
+from posttrain_jax.run.sizes import checkpoint_bytes, training_bytes
 
 # sizes the expected sentences are written for, whatever the defaults become
 SIZES = {
