@@ -89,6 +89,27 @@ def test_a_caller_that_gives_up_frees_its_slot(engine, weights, asked):
         assert all(worker.load == 0 and not worker.bank.busy for worker in service._workers)
 
 
+def test_what_was_cancelled_is_gone_before_whatever_is_asked_next(engine, weights, asked):
+    polling, go_on, loads = threading.Event(), threading.Event(), []
+    with Service(engine, weights) as service:
+        (worker, *_) = service._workers
+        poll = worker.bank.poll
+
+        def slow():
+            polling.set()
+            go_on.wait()
+            return poll()
+
+        worker.bank.poll = slow
+        future = worker.submit(asked[19], None)
+        polling.wait()
+        future.cancel()
+        done = worker.call(lambda bank: loads.append((worker.load, bank.busy)))
+        go_on.set()
+        done.result()
+    assert loads == [(0, False)]
+
+
 def test_tokens_are_shown_as_they_come(engine, weights, asked):
     seen = []
     with Service(engine, weights) as service:
